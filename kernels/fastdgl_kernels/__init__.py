@@ -1,0 +1,22 @@
+"""The operators of style-based GANs. They need PyTorch and nothing else of this repository."""
+
+from ._dispatch import implementation
+from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
+from .convolution import conv2d_resample
+from .modulation import modulated_conv2d
+from .resampling import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+
+__all__ = [
+    "FusedLeakyReLU",
+    "activation_funcs",
+    "bias_act",
+    "conv2d_resample",
+    "downsample2d",
+    "filter2d",
+    "fused_leaky_relu",
+    "implementation",
+    "modulated_conv2d",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
+]

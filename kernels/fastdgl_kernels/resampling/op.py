@@ -1,0 +1,185 @@
+"""The public doors of resampling: arguments are checked and completed here."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._dispatch import dispatch
+from . import geometry, reference
+from .geometry import Pair, Resample, parse_padding, parse_scaling
+
+
+def setup_filter(
+    f: Tensor | Sequence | float | None,
+    device: torch.device | str = torch.device("cpu"),
+    normalize: bool = True,
+    flip_filter: bool = False,
+    gain: float = 1,
+    separable: bool | None = None,
+) -> Tensor:
+    """The FIR filter that `upfirdn2d` takes, from its taps.
+
+    Args:
+        f: `[taps]`, `[h, w]`, a number, or None for the filter that changes nothing.
+        device: Where the filter shall live.
+        normalize: Divide by the sum, so that a constant image keeps its value.
+        flip_filter: Turn the filter round.
+        gain: Scale of the images filtered with it.
+        separable: Keep 1-D taps 1-D, to be applied along x and along y; by default from 8 taps on,
+            where two passes are less work than one with the outer product.
+
+    Returns:
+        `[taps]` or `[h, w]`, float32, a new tensor.
+    """
+    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32).detach()
+    if f.ndim > 2 or f.numel() == 0:
+        raise ValueError(f"f must be a number, [taps] or [h, w], and not empty, got shape {tuple(f.shape)}")
+    if separable and f.ndim == 2:
+        raise ValueError(f"a separable filter is given as its 1-D taps, got shape {tuple(f.shape)}")
+    f = f.reshape(1) if f.ndim == 0 else f
+    if separable is None:
+        separable = f.ndim == 1 and f.numel() >= 8
+    if f.ndim == 1 and not separable:
+        f = torch.outer(f, f)
+    if normalize:
+        f = f / f.sum()
+    if flip_filter:
+        f = f.flip(list(range(f.ndim)))
+    # 1-D taps are applied twice
+    return (f * gain ** (f.ndim / 2)).to(device)
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str | None = None,
+) -> Tensor:
+    """Pad, upsample, filter and downsample a batch of images.
+
+    1. Insert `up - 1` zeros after each sample, the last included.
+    2. Pad with zeros by `padding`; negative padding crops.
+    3. Convolve with `f`, only where it lies wholly inside.
+    4. Keep every `down`-th sample, the first included; multiply by `gain`.
+
+    The output has (size * up + padding before + padding after - taps) // down + 1 samples along each axis.
+    Differentiable any number of times with respect to `x`.
+
+    Args:
+        x: `[N, C, H, W]`.
+        f: `[h, w]`, or `[taps]` to be applied along x and along y, see `setup_filter`; of any floating
+            point dtype: the arithmetic is in fp32, or fp64 where `x` is. None for no filter.
+        up: Factor, or `[x, y]`.
+        down: Factor, or `[x, y]`.
+        padding: For the upsampled image: a number, `[x, y]`, or `[x before, x after, y before, y after]`.
+        flip_filter: False to convolve, True to correlate.
+        gain: Factor on the result, once also for 1-D taps.
+        impl: "reference", or None for the one in force (see `implementation`).
+
+    Returns:
+        `[N, C, H', W']`, of the dtype and memory format of `x`.
+
+    Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020.
+    """
+    check_image(x)
+    check_filter(f, x)
+    resample = Resample(
+        parse_scaling(up, "up"), parse_scaling(down, "down"), parse_padding(padding), bool(flip_filter), float(gain)
+    )
+    _check_output(x, filter_size(f), resample)
+    run = dispatch(x, impl, reference=reference.upfirdn2d)
+    return run(x, f, resample)
+
+
+def filter2d(
+    x: Tensor,
+    f: Tensor | None,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str | None = None,
+) -> Tensor:
+    """Filter images and keep their size; `padding` comes on top. Arguments as for `upfirdn2d`."""
+    check_filter(f, x)
+    padding = geometry.same(filter_size(f), parse_padding(padding))
+    return upfirdn2d(x, f, padding=padding, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def upsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str | None = None,
+) -> Tensor:
+    """Images `up` times as large, as bright as before; `padding` comes on top. Arguments as for `upfirdn2d`."""
+    check_filter(f, x)
+    up = parse_scaling(up, "up")
+    padding = geometry.around_up(filter_size(f), up, parse_padding(padding))
+    # the inserted zeros are to be made up for
+    return upfirdn2d(x, f, up=up, padding=padding, flip_filter=flip_filter, gain=gain * up[0] * up[1], impl=impl)
+
+
+def downsample2d(
+    x: Tensor,
+    f: Tensor | None,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str | None = None,
+) -> Tensor:
+    """Images 1 / `down` of their size; `padding` comes on top. Arguments as for `upfirdn2d`."""
+    check_filter(f, x)
+    down = parse_scaling(down, "down")
+    padding = geometry.around_down(filter_size(f), down, parse_padding(padding))
+    return upfirdn2d(x, f, down=down, padding=padding, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def filter_size(f: Tensor | None) -> Pair:
+    """Taps along x and along y."""
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def check_image(x: Tensor) -> None:
+    """Refuse what is not a batch of images."""
+    if x.ndim != 4:
+        raise ValueError(f"x must be [N, C, H, W], got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be of a floating point dtype, got {x.dtype}")
+    if 0 in x.shape[1:]:
+        raise ValueError(f"x must have channels, height and width, got shape {tuple(x.shape)}")
+
+
+def check_filter(f: Tensor | None, x: Tensor, name: str = "f") -> None:
+    """Refuse what is not a filter for `x`."""
+    if f is None:
+        return
+    if not isinstance(f, Tensor) or not f.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor, as setup_filter makes it, got {_kind(f)}")
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"{name} must be [taps] or [h, w] and not empty, got shape {tuple(f.shape)}")
+    if f.requires_grad:
+        raise ValueError(f"{name} must not require a gradient: there is none with respect to a filter")
+    if f.device != x.device:
+        raise ValueError(f"{name} must be on the device of x: expected {x.device}, got {f.device}")
+
+
+def _kind(f) -> str:
+    return f"one of {f.dtype}" if isinstance(f, Tensor) else type(f).__name__
+
+
+def _check_output(x: Tensor, taps: Pair, resample: Resample) -> None:
+    width, height = resample.output_size((x.shape[3], x.shape[2]), taps)
+    if width < 1 or height < 1:
+        raise ValueError(
+            f"the output would be empty: x of shape {tuple(x.shape)}, with up={resample.up} and "
+            f"padding={resample.padding}, is smaller than the filter of {taps[0]} x {taps[1]} taps"
+        )

@@ -1,0 +1,20 @@
+"""Two packages from two roots: fastdgl, the trainer, and kernels/fastdgl_kernels, which stands alone."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="fastdgl",
+    version="0.1.0",
+    description="Train StyleGAN2, and compress it under its own discriminator's guidance (DGL)",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fastdgl", "fastdgl.*"]) + find_packages("kernels"),
+    package_dir={"fastdgl_kernels": "kernels/fastdgl_kernels"},
+    package_data={"fastdgl": ["assets/*"]},
+    install_requires=["torch", "numpy", "pyyaml", "pydantic>=2", "safetensors", "pillow", "click", "tqdm", "psutil"],
+    extras_require={
+        "train": ["deepspeed", "tensorboard"],
+        "test": ["pytest", "pytest-benchmark", "scipy"],
+    },
+    entry_points={"console_scripts": ["fastdgl = fastdgl.cli:main"]},
+)

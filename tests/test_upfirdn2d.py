@@ -1,0 +1,265 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fastdgl_kernels import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from fastdgl_kernels.resampling.geometry import Resample, parse_padding, parse_scaling
+from numerics import assert_as_accurate, assert_close, assert_golden, golden_cases, golden_id, normal
+from torch.autograd import gradcheck, gradgradcheck
+
+
+def by_definition(x, f, up=(1, 1), down=(1, 1), padding=(0, 0, 0, 0), flip_filter=False, gain=1.0):
+    """upfirdn2d in NumPy, step by step; everything in (x, y) order."""
+    f = np.ones([1, 1]) if f is None else np.asarray(f, dtype=np.float64)
+    f = np.outer(f, f) if f.ndim == 1 else f
+    N, C, H, W = x.shape
+    z = np.zeros([N, C, H * up[1], W * up[0]])
+    z[:, :, :: up[1], :: up[0]] = x
+    x0, x1, y0, y1 = padding
+    z = np.pad(z, [(0, 0), (0, 0), (max(y0, 0), max(y1, 0)), (max(x0, 0), max(x1, 0))])
+    z = z[:, :, max(-y0, 0) : z.shape[2] - max(-y1, 0), max(-x0, 0) : z.shape[3] - max(-x1, 0)]
+    windows = np.lib.stride_tricks.sliding_window_view(z, f.shape, axis=(2, 3))
+    y = np.einsum("nchwij,ij->nchw", windows, f if flip_filter else f[::-1, ::-1])
+    return y[:, :, :: down[1], :: down[0]] * gain
+
+
+def step_by_step(x, f, up, down, padding, flip_filter, gain):
+    """The same in PyTorch, at the precision of x."""
+    N, C, H, W = x.shape
+    x = F.pad(x[:, :, :, None, :, None], [0, up[0] - 1, 0, 0, 0, up[1] - 1]).reshape(N, C, H * up[1], W * up[0])
+    x = F.pad(x, padding)
+    f = f.to(x.dtype) if flip_filter else f.to(x.dtype).flip([0, 1])
+    return F.conv2d(x, f.expand(C, 1, *f.shape), groups=C)[:, :, :: down[1], :: down[0]] * gain
+
+
+# shape, filter, arguments
+CASES = {
+    "filter": ((2, 3, 7, 8), (4, 4), dict(padding=(2, 1, 2, 1))),
+    "no-padding": ((1, 2, 5, 7), (4, 4), dict()),
+    "one-pixel": ((1, 1, 1, 1), (3, 3), dict(padding=(1, 1, 1, 1))),
+    "filter-as-large-as-the-image": ((1, 2, 3, 5), (3, 5), dict()),
+    "oblong-filter": ((2, 1, 6, 5), (2, 5), dict(padding=(3, 2, 1, 0))),
+    "flipped": ((1, 2, 6, 7), (3, 4), dict(padding=(1, 2, 0, 1), flip_filter=True)),
+    "gain": ((1, 2, 6, 7), (3, 4), dict(gain=-2.5)),
+    "up": ((2, 3, 5, 7), (4, 4), dict(up=(2, 2), padding=(2, 1, 2, 1), gain=4.0)),
+    "up-3-by-2": ((1, 2, 5, 7), (4, 5), dict(up=(3, 2), padding=(1, 3, 2, 0))),
+    "up-along-x": ((1, 2, 5, 7), (3, 2), dict(up=(2, 1), padding=(1, 1, 0, 0))),
+    "up-cropped": ((1, 2, 5, 7), (4, 4), dict(up=(2, 2), padding=(-1, -3, 2, -2))),
+    "up-beyond-the-filter": ((1, 1, 3, 3), (2, 2), dict(up=(4, 4), padding=(5, 6, 7, 0))),
+    "up-flipped": ((1, 2, 4, 3), (3, 4), dict(up=(2, 3), padding=(2, 2, 2, 2), flip_filter=True)),
+    "down": ((2, 3, 8, 9), (4, 4), dict(down=(2, 2), padding=(1, 1, 1, 1))),
+    "down-2-by-3": ((1, 2, 11, 9), (3, 4), dict(down=(2, 3), padding=(0, 1, 2, 0))),
+    "down-cropped": ((1, 2, 11, 9), (3, 4), dict(down=(2, 2), padding=(-1, 1, -2, -1))),
+    "cropped-only": ((1, 2, 6, 7), None, dict(padding=(-1, -2, 0, -3))),
+    "up-and-down": ((1, 2, 7, 5), (3, 5), dict(up=(2, 3), down=(3, 2), padding=(1, 2, 3, 0), flip_filter=True)),
+    "zeros-only": ((1, 2, 5, 4), None, dict(up=(2, 3), padding=(1, 0, 0, 2), gain=3.0)),
+    "1-D": ((1, 2, 6, 7), (5,), dict(padding=(2, 2, 2, 2), gain=0.7)),
+    "1-D-up": ((1, 2, 6, 7), (12,), dict(up=(2, 2), padding=(6, 5, 6, 5), gain=4.0)),
+    "1-D-up-3-by-2-flipped": ((1, 2, 4, 5), (6,), dict(up=(3, 2), padding=(3, -1, 4, 2), flip_filter=True)),
+    "1-D-down": ((1, 2, 13, 16), (12,), dict(down=(2, 2), padding=(5, 5, 5, 5))),
+}
+every_case = pytest.mark.parametrize("shape, taps, arguments", CASES.values(), ids=CASES)
+
+
+def made(shape, taps, dtype=torch.float64):
+    return normal(*shape, dtype=dtype), None if taps is None else normal(*taps, seed=1)
+
+
+@pytest.mark.parametrize("case", golden_cases("upfirdn2d"), ids=golden_id)
+def test_agrees_with_the_recorded_numbers(case):
+    number, arguments = case
+    assert_golden("upfirdn2d", number, ["x"], lambda t: upfirdn2d(t["x"], t.get("f"), **arguments))
+
+
+@every_case
+def test_agrees_with_the_definition(shape, taps, arguments):
+    x, f = made(shape, taps)
+    expected = by_definition(x.numpy(), f, **arguments)
+    assert_close(upfirdn2d(x, f, **arguments), torch.from_numpy(expected))
+
+
+@every_case
+def test_derivatives_are_those_of_the_function(shape, taps, arguments):
+    x, f = made(shape, taps)
+    x.requires_grad_()
+    assert gradcheck(lambda x: upfirdn2d(x, f, **arguments), [x])
+    assert gradgradcheck(lambda x: upfirdn2d(x, f, **arguments), [x])
+
+
+@every_case
+def test_gradient_is_the_adjoint_resampling(shape, taps, arguments):
+    x, f = made(shape, taps)
+    x.requires_grad_()
+    y = upfirdn2d(x, f, **arguments)
+    dy = normal(*y.shape, seed=2)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    size = (1, 1) if f is None else (f.shape[-1], f.shape[0])
+    r = Resample(**arguments).adjoint((x.shape[3], x.shape[2]), size)
+    assert_close(upfirdn2d(dy, f, r.up, r.down, r.padding, r.flip_filter, r.gain), dx)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", ["filter", "up", "up-3-by-2", "down", "up-and-down"])
+def test_is_as_accurate_as_the_definition_step_by_step(name, dtype):
+    shape, taps, arguments = CASES[name]
+    arguments = dict(up=(1, 1), down=(1, 1), padding=(0, 0, 0, 0), flip_filter=False, gain=1.0) | arguments
+    # a filter with taps that 16 bits cannot hold
+    f = normal(*taps, seed=1, dtype=torch.float32)
+    x = normal(*shape, dtype=dtype)
+    assert_as_accurate(lambda x: upfirdn2d(x, f, **arguments), lambda x: step_by_step(x, f, **arguments), [x])
+    assert upfirdn2d(x, f, **arguments).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+def test_takes_a_filter_of_any_precision(dtype):
+    # what net.half() makes of the filter, which is a buffer of the net
+    x, f = normal(1, 2, 5, 5, dtype=dtype), setup_filter([1, 3, 3, 1])
+    assert torch.equal(upfirdn2d(x, f.to(dtype)), upfirdn2d(x, f))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+@every_case
+def test_16_bit_images_are_rounded_once(shape, taps, arguments, dtype):
+    x, f = made(shape, taps, dtype)
+    assert torch.equal(upfirdn2d(x, f, **arguments), upfirdn2d(x.float(), f, **arguments).to(dtype))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (1, 1)], ids=str)
+@pytest.mark.parametrize("taps", [None, 1, 2, 3, 4, 12], ids=lambda t: f"{t}-taps")
+def test_helpers_give_the_sizes_they_are_named_for(size, taps):
+    H, W = size
+    x = normal(1, 2, H, W)
+    f = None if taps is None else setup_filter(np.arange(1.0, taps + 1).tolist())
+    assert filter2d(x, f).shape[2:] == (H, W)
+    assert upsample2d(x, f).shape[2:] == (2 * H, 2 * W)
+    assert upsample2d(x, f, up=[3, 1]).shape[2:] == (H, 3 * W)
+    assert downsample2d(x, f, padding=1).shape[2:] == (H // 2 + 1, W // 2 + 1)
+    if min(size) > 1:
+        assert downsample2d(x, f).shape[2:] == (H // 2, W // 2)
+
+
+def test_resampling_keeps_a_constant_image():
+    x, f = torch.full([1, 1, 12, 12], 3.0, dtype=torch.float64), setup_filter([1, 3, 3, 1])
+    for resampled in (filter2d(x, f), upsample2d(x, f), downsample2d(x, f), upsample2d(x, f, up=[2, 1])):
+        inner = resampled[:, :, 3:-3, 3:-3] if resampled.shape[-1] > 6 else resampled[:, :, 2:-2, 2:-2]
+        assert_close(inner, torch.full_like(inner, 3.0), tolerance=1e-7)
+
+
+def test_resampling_is_centred():
+    # a symmetric filter commutes with turning the image round
+    x, f = normal(1, 1, 6, 8), setup_filter([1, 3, 3, 1])
+    for resample in (upsample2d, downsample2d):
+        assert_close(resample(x.flip([2, 3]), f), resample(x, f).flip([2, 3]))
+
+
+def test_one_filter_in_two_forms_gives_one_result():
+    x, taps = normal(1, 2, 9, 9), [1.0, 2, 4, 3]
+    for up, down in [(1, 1), (2, 1), (1, 2)]:
+        arguments = dict(up=up, down=down, padding=[2, 1, 0, 3], gain=3)
+        separable, outer = setup_filter(taps, separable=True), setup_filter(taps, separable=False)
+        assert_close(upfirdn2d(x, separable, **arguments), upfirdn2d(x, outer, **arguments), tolerance=1e-6)
+
+
+def test_padding_is_x_first():
+    x = normal(1, 1, 4, 4)
+    assert upfirdn2d(x, None, padding=[1, 2]).shape == (1, 1, 8, 6)
+    assert upfirdn2d(x, None, padding=[1, 2, 0, 0]).shape == (1, 1, 4, 7)
+    assert upfirdn2d(x, None, up=[2, 3], padding=np.int64(1)).shape == (1, 1, 14, 10)
+
+
+@pytest.mark.parametrize("arguments", [dict(), dict(up=2), dict(down=2), dict(up=2, down=2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("separable", [False, True], ids=["2-D", "1-D"])
+def test_memory_format_is_kept(arguments, dtype, separable):
+    x, f = normal(2, 3, 8, 8, dtype=dtype), setup_filter([1, 3, 3, 1], separable=separable)
+    y = upfirdn2d(x.contiguous(memory_format=torch.channels_last), f, padding=1, **arguments)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    expected = upfirdn2d(x, f, padding=1, **arguments)
+    assert expected.is_contiguous()
+    assert_close(y.double(), expected.double(), tolerance=4 * torch.finfo(dtype).eps)
+
+
+def test_strides_of_the_input_do_not_matter():
+    x, f = normal(2, 3, 8, 9), setup_filter([1, 3, 3, 1])
+    for odd in (x.transpose(2, 3).contiguous().transpose(2, 3), x[:1].expand(2, -1, -1, -1), x[:, :, ::2]):
+        assert_close(upfirdn2d(odd, f, up=2), upfirdn2d(odd.contiguous(), f, up=2))
+
+
+@pytest.mark.parametrize("resample", [filter2d, upsample2d, downsample2d])
+def test_empty_batch_gives_an_empty_result(resample):
+    x = normal(0, 3, 4, 4).requires_grad_()
+    y = resample(x, setup_filter([1, 3, 3, 1]))
+    assert y.shape[:2] == (0, 3)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+X, FILTER = torch.zeros(1, 2, 4, 4), torch.ones(3, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        (dict(x=torch.zeros(2, 4, 4)), ValueError, r"x must be \[N, C, H, W\], got shape \(2, 4, 4\)"),
+        (dict(x=X.int()), TypeError, "x must be of a floating point dtype, got torch.int32"),
+        (dict(x=torch.zeros(1, 0, 4, 4)), ValueError, "x must have channels, height and width"),
+        (dict(f=[1, 2, 1]), TypeError, "f must be a floating point tensor, as setup_filter makes it, got list"),
+        (dict(f=FILTER.int()), TypeError, "got one of torch.int32"),
+        (dict(f=torch.ones(1, 1, 3, 3)), ValueError, r"f must be \[taps\] or \[h, w\] and not empty"),
+        (dict(f=torch.ones(0)), ValueError, "not empty"),
+        (dict(f=FILTER.clone().requires_grad_()), ValueError, "f must not require a gradient"),
+        (dict(f=FILTER.to("meta")), ValueError, "f must be on the device of x: expected cpu, got meta"),
+        (dict(up=0), ValueError, "up must be one or two integers of at least 1, got 0"),
+        (dict(up=1.5), TypeError, "up must be an integer or a list of integers, got 1.5"),
+        (dict(down=[1, 2, 3]), ValueError, "down must be one or two integers"),
+        (dict(padding=[1, 2, 3]), ValueError, r"padding must be one, two or four integers, got \[1, 2, 3\]"),
+        (dict(padding=-1), ValueError, r"the output would be empty: x of shape \(1, 2, 4, 4\).* 3 x 3 taps"),
+        (dict(impl="fast"), ValueError, "impl='fast': expected one of"),
+    ],
+)
+def test_says_what_is_wrong(arguments, error, words):
+    with pytest.raises(error, match=words):
+        upfirdn2d(**{"x": X, "f": FILTER, **arguments})
+
+
+def test_geometry_reads_the_short_forms():
+    assert parse_scaling(2, "up") == (2, 2) and parse_scaling((3, 2), "up") == (3, 2)
+    assert parse_padding(1) == (1, 1, 1, 1)
+    assert parse_padding([1, 2]) == (1, 1, 2, 2)
+    assert parse_padding([1, -2, 3, 4]) == (1, -2, 3, 4)
+
+
+def test_short_filters_become_2d_and_long_ones_stay_1d():
+    assert torch.equal(setup_filter([1, 3, 3, 1]), torch.outer(*[torch.tensor([1.0, 3, 3, 1]) / 8] * 2))
+    assert setup_filter([1.0] * 7).shape == (7, 7) and setup_filter([1.0] * 8).shape == (8,)
+    assert setup_filter(None).tolist() == [[1.0]] and setup_filter(5).tolist() == [[1.0]]
+    assert setup_filter(np.ones([2, 3])).shape == (2, 3)
+    assert setup_filter([1, 3, 3, 1]).dtype == torch.float32
+
+
+def test_setup_filter_scales_and_flips():
+    assert setup_filter([1.0, 3], normalize=False).tolist() == [[1, 3], [3, 9]]
+    assert setup_filter([1.0, 3], normalize=False, flip_filter=True).tolist() == [[9, 3], [3, 1]]
+    assert setup_filter([1.0, 3], normalize=False, gain=4, separable=True).tolist() == [2, 6]
+    assert setup_filter([1.0, 3], gain=4, separable=False).sum() == 4
+
+
+@pytest.mark.parametrize("arguments", [dict(), dict(normalize=False)], ids=["normalized", "as-is"])
+def test_setup_filter_leaves_the_given_tensor_alone(arguments):
+    given = torch.tensor([[1.0, 2], [3, 4]])
+    made = setup_filter(given, **arguments)
+    made.mul_(0)
+    assert given.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "f, arguments, words",
+    [
+        (torch.ones(1, 2, 3), dict(), r"f must be a number, \[taps\] or \[h, w\]"),
+        ([], dict(), "and not empty"),
+        ([[1.0, 2], [3, 4]], dict(separable=True), "a separable filter is given as its 1-D taps"),
+    ],
+)
+def test_setup_filter_says_what_is_wrong(f, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        setup_filter(f, **arguments)
