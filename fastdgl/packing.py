@@ -1,0 +1,320 @@
+"""Making a dataset for training out of a folder or zip of arbitrary images: `fastdgl dataset`.
+
+Reading datasets is `images.py`.
+"""
+
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import click
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from fastdgl.images import (
+    SUFFIXES,
+    Archive,
+    DatasetError,
+    Folder,
+    cause,
+    decode,
+    is_hidden,
+    is_image,
+    is_power_of_two,
+    open_files,
+    open_image,
+    recorded_labels,
+)
+
+CROPS = ("center", "none")
+LABELS = ("none", "folders", "json")
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
+SHOWN = 20  # skipped files in the printed report
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` made. `str()` of it is the report."""
+
+    path: Path
+    resolution: int                                 # pixels
+    channels: int
+    images: int
+    enlarged: int                                   # of the images, those that were smaller than the resolution
+    skipped: tuple[tuple[str, str], ...]            # name and reason, in the order met
+    classes: tuple[tuple[str, int], ...] = ()       # name and images of class 0, 1, ...; of labels by folder only
+
+    def __str__(self) -> str:
+        colour = {1: "grey", 3: "RGB"}[self.channels]
+        lines = [f"{self.path}: {self.images} {colour} images of {self.resolution}x{self.resolution} pixels"]
+        if self.enlarged:
+            lines += [f"{self.enlarged} of them were smaller and have been enlarged"]
+        lines += [f"class {i}: {name}, {count} images" for i, (name, count) in enumerate(self.classes)]
+        if self.skipped:
+            lines += [f"{len(self.skipped)} files skipped:"]
+            lines += [f"  {name}: {reason}" for name, reason in self.skipped[:SHOWN]]
+        if len(self.skipped) > SHOWN:
+            lines += [f"  and {len(self.skipped) - SHOWN} more"]
+        return "\n".join(lines)
+
+
+def pack(
+    source: str | os.PathLike,
+    dest: str | os.PathLike,
+    *,
+    resolution: int,
+    crop: str = "center",
+    channels: int | None = None,
+    labels: str = "none",
+    max_images: int | None = None,
+    progress: bool = True,
+) -> Packed:
+    """Make a dataset, `dest`, of the images anywhere below `source`.
+
+    Each image is turned upright as its EXIF says, laid on white where it is transparent, reduced to 8 bits, cropped,
+    resized (Lanczos) and stored as PNG; of several frames the first counts. Colour profiles are not applied.
+    The same input gives the same bytes.
+
+    Args:
+        source: A folder or zip. Hidden files are passed over in silence, every other that cannot be used is in the report.
+        dest: Must not exist. A zip if it ends in .zip, otherwise a folder.
+        resolution: Side of the images in pixels, a power of two. Smaller images are enlarged, and counted.
+        crop: "center" keeps the largest square in the middle; "none" skips what is not square.
+        channels: 1 for grey, 3 for RGB. Default: grey if all images are.
+        labels: "none"; "folders", where each folder directly below `source` is a class, numbered by sorted name;
+            or "json", which keeps the labels of the source's `dataset.json`.
+        max_images: Stop after this many images, taken in the order of their names.
+        progress: Whether to show a progress bar.
+
+    Either all of `dest` is written or, with a DatasetError, none of it.
+    """
+    dest = Path(dest)
+    _check_choices(resolution, crop, channels, labels, max_images)
+    _check_dest(dest)
+    files = open_files(source)
+    candidates, skipped = _candidates(files)
+    label_of, classes = _labelling(files, candidates, labels)
+    channels = channels or _common_channels(files, candidates)
+
+    recorded, enlarged = [], 0
+    total = min(len(candidates), max_images or len(candidates))
+    with _written_whole(dest) as write, tqdm(total=total, unit="image", disable=not progress) as bar:
+        for name in candidates:
+            if len(recorded) == max_images:
+                break
+            try:
+                label = label_of(name)
+                image = _upright(decode(open_image(files.read(name))))
+                png = _png(_resized(_converted(image, channels), resolution, crop))
+            except DatasetError as error:
+                skipped.append((name, str(error)))
+            else:
+                enlarged += min(image.size) < resolution
+                recorded.append([packed_name(len(recorded)), label])
+                write(recorded[-1][0], png)
+            bar.update()
+        if not recorded:
+            raise DatasetError(_nothing_usable(files.path, skipped))
+        write("dataset.json", _dataset_json(recorded, classes, labels))
+    counts = Counter(label for _, label in recorded) if classes else {}
+    return Packed(
+        dest, resolution, channels, len(recorded), enlarged, tuple(skipped),
+        tuple((name, counts[i]) for i, name in enumerate(classes)),
+    )
+
+
+def _check_choices(resolution, crop, channels, labels, max_images):
+    if not is_power_of_two(resolution):
+        raise DatasetError(f"resolution must be a power of two such as 64 or 256, got {resolution}")
+    if crop not in CROPS:
+        raise DatasetError(f"crop must be one of {', '.join(CROPS)}, got {crop}")
+    if channels not in (None, 1, 3):
+        raise DatasetError(f"channels must be 1 or 3, got {channels}")
+    if labels not in LABELS:
+        raise DatasetError(f"labels must be one of {', '.join(LABELS)}, got {labels}")
+    if max_images is not None and max_images < 1:
+        raise DatasetError(f"max_images must be at least 1, got {max_images}")
+
+
+def _check_dest(dest: Path):
+    if os.path.lexists(dest):
+        raise DatasetError(f"{dest} exists and is not overwritten: remove it or choose another name")
+    if not dest.parent.is_dir():
+        raise DatasetError(f"{dest.parent} is no folder: expected one to write {dest.name} into; create it first")
+
+
+def _candidates(files: Folder | Archive) -> tuple[list[str], list[tuple[str, str]]]:
+    """The names that end like an image's, and the rest with the reason against them."""
+    names = [name for name in files.names if not is_hidden(name) and name != "dataset.json"]
+    reason = f"its name does not end like an image's ({' '.join(SUFFIXES)})"
+    return [name for name in names if is_image(name)], [(name, reason) for name in names if not is_image(name)]
+
+
+def _nothing_usable(source: Path, skipped: list[tuple[str, str]]) -> str:
+    if not skipped:
+        return f"{source} holds no files: expected images; check the path"
+    name, reason = skipped[-1]
+    return f"{source} holds nothing usable: {len(skipped)} files skipped, among them {name}: {reason}; nothing was written"
+
+
+def _labelling(files: Folder | Archive, candidates: list[str], labels: str) -> tuple[Callable, tuple[str, ...]]:
+    """A function from an image's name to its label, and the names of the classes where folders are classes."""
+    if labels == "json":
+        recorded = recorded_labels(files)
+        return lambda name: _found(recorded, name, "has no label in dataset.json"), ()
+    if labels == "folders":
+        classes = tuple(sorted({_class_folder(name) for name in candidates} - {None}))
+        numbers = {name: i for i, name in enumerate(classes)}
+        return lambda name: _found(numbers, _class_folder(name), "is in no class folder"), classes
+    return lambda name: None, ()
+
+
+def _found(labels: dict, key: str | None, otherwise: str) -> int | list[float]:
+    if key not in labels:
+        raise DatasetError(otherwise)
+    return labels[key]
+
+
+def _class_folder(name: str) -> str | None:
+    parts = PurePosixPath(name).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def _common_channels(files: Folder | Archive, candidates: list[str]) -> int:
+    """1 if every image that opens is grey by its header, else 3; the first one in colour settles it."""
+    return 3 if any(_is_colour(files, name) for name in candidates) else 1
+
+
+def _is_colour(files: Folder | Archive, name: str) -> bool:
+    try:
+        return open_image(files.read(name)).mode not in GREY_MODES
+    except DatasetError:
+        return False
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # broken EXIF: whatever its parser trips over
+    except Exception as error:
+        raise DatasetError(f"has EXIF data that cannot be understood ({cause(error)})") from error
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    """8 bits, without transparency, in mode L or RGB."""
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        image = _from_16_bit(image)
+    if image.mode == "F":
+        raise DatasetError("has floating-point pixels, whose range cannot be known")
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert({1: "L", 3: "RGB"}[channels])
+    except ValueError as error:
+        raise DatasetError(f"has colour mode {image.mode}, which cannot be converted ({cause(error)})") from error
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image).astype(np.int64)
+    # mode I is what Pillow makes of some 16-bit files; in 32 bits the range of the values cannot be known
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise DatasetError("has 32-bit pixels, whose range cannot be known")
+    return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _resized(image: Image.Image, resolution: int, crop: str) -> Image.Image:
+    side = min(image.size)
+    if crop == "none" and image.width != image.height:
+        raise DatasetError(f"has {image.width}x{image.height} pixels and is not square; crop center would take its middle")
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+
+
+def _png(image: Image.Image) -> bytes:
+    # a fresh image: what the source carried (comments, profiles, dates) stays behind
+    bare = Image.frombytes(image.mode, image.size, image.tobytes())
+    png = io.BytesIO()
+    bare.save(png, "PNG")
+    return png.getvalue()
+
+
+def packed_name(index: int) -> str:
+    """NVIDIA's: a thousand images to a folder, named by the first five of eight digits."""
+    digits = f"{index:08d}"
+    return f"{digits[:5]}/img{digits}.png"
+
+
+def _dataset_json(recorded: list, classes: tuple[str, ...], labels: str) -> bytes:
+    content = {"labels": None if labels == "none" else recorded}
+    # readers of the format look at labels only; the names are for whoever wonders what class 3 was
+    if classes:
+        content["classes"] = classes
+    return json.dumps(content).encode()
+
+
+@contextmanager
+def _written_whole(dest: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """A function that writes a file into `dest`, which comes into being when all are written."""
+    partial = dest.with_name(f".{dest.name}.{os.getpid()}.partial")
+    try:
+        if dest.suffix.lower() == ".zip":
+            with zipfile.ZipFile(partial, "x") as archive:
+                yield lambda name, data: write_entry(archive, name, data)
+        else:
+            partial.mkdir()
+            yield lambda name, data: _write_file(partial / name, data)
+        _check_dest(dest)
+        partial.rename(dest)
+    except OSError as error:
+        raise DatasetError(f"{dest} cannot be written ({cause(error)}): make room or choose another place") from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
+
+
+def write_entry(archive: zipfile.ZipFile, name: str, data: bytes, compression: int = zipfile.ZIP_STORED):
+    """Add a file to a zip with fixed date and rights, so that equal content makes equal bytes."""
+    entry = zipfile.ZipInfo(name)
+    entry.create_system = 3                         # Unix, whatever this is
+    entry.external_attr = 0o644 << 16
+    archive.writestr(entry, data, compression)
+
+
+def _write_file(path: Path, data: bytes):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+
+
+@click.command("dataset")
+@click.argument("source")
+@click.argument("dest")
+@click.option("--resolution", type=int, required=True, help="Side of the images in pixels, a power of two.")
+@click.option("--crop", type=click.Choice(CROPS), default="center", show_default=True, help="What becomes of oblong images.")
+@click.option("--grey/--rgb", default=None, help="Colour of the dataset; without either, grey if all images are.")
+@click.option("--labels", type=click.Choice(LABELS), default="none", show_default=True, help="Where the classes come from.")
+@click.option("--max-images", type=int, help="Stop after this many images.")
+def dataset_command(source, dest, resolution, crop, grey, labels, max_images):
+    """Make a dataset, DEST, of the images anywhere below SOURCE.
+
+    SOURCE is a folder or zip. DEST is a zip if it ends in .zip, otherwise a folder. "--labels folders" makes each folder
+    directly below SOURCE a class; "--labels json" keeps the labels of its dataset.json.
+    """
+    channels = {None: None, True: 1, False: 3}[grey]
+    try:
+        packed = pack(
+            source, dest, resolution=resolution, crop=crop, channels=channels, labels=labels, max_images=max_images
+        )
+    except DatasetError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(packed)
