@@ -1,0 +1,126 @@
+"""From a config to the networks, teachers and engines of a run, new or resumed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoints, ema, models
+from .checkpoints import CheckpointError, Snapshot
+from .config import Config
+from .engines import Engine, Run, make_engine
+from .guidance import Guide, freeze
+from .images import ImageDataset
+from .steps import Adversaries
+
+
+@dataclass
+class Student:
+    """All that a run trains, and what it must keep to go on.
+
+    average: The averaged G.
+    start_images: Images that D had been shown before this run.
+    """
+
+    gan: Adversaries
+    average: nn.Module
+    start_images: int
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """By the names that a checkpoint stores them under."""
+        teachers = {f"teacher{i}": engine for i, engine in enumerate(self.gan.updated_teachers)}
+        return {"G": self.gan.G, "D": self.gan.D} | teachers
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """By the names that a snapshot stores them under."""
+        return {"G": self.gan.G.module, "D": self.gan.D.module, "G_ema": self.average}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"G_ema": self.average.state_dict(), "path_length_mean": self.gan.path_length_mean,
+                "start_images": self.start_images}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.average.load_state_dict(state["G_ema"])
+        self.gan.path_length_mean.copy_(state["path_length_mean"])
+        self.start_images = state["start_images"]
+
+
+def check_agreement(config: Config, dataset: ImageDataset) -> None:
+    """Refuse networks that do not fit the images.
+
+    Raises:
+        ValueError: Naming the key that differs from the dataset.
+    """
+    if dataset.channels != config.model.channels:
+        raise ValueError(f"model.channels: {config.model.channels}, but the images in {config.images.path} have {dataset.channels}")
+
+
+def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> Student:
+    """Networks, teachers and engines as `config` says; a resumed run's are filled from its checkpoint afterwards.
+
+    Raises:
+        CheckpointError: The start or a teacher is missing, or does not fit.
+    """
+    c_dim = dataset.label_dim
+    torch.manual_seed(config.seed)
+    model = config.model
+    G = models.generator(model.family, model.generator_arguments(c_dim)).to(run.device)
+    D = models.discriminator(model.family, model.discriminator_arguments(c_dim)).to(run.device)
+    average = ema.averaged_copy(G)
+
+    # every file is opened and checked before the first engine is made
+    teachers = [open_teacher(teacher.checkpoint, config, c_dim) for teacher in config.guidance.teachers]
+    start = None if config.start is None or resumed else checkpoints.open_snapshot(config.start)
+    if start is not None:
+        checkpoints.check_same_images(start, "start:", model.resolution, model.channels, c_dim)
+        for network, name in ((G, "G"), (D, "D"), (average, "G_ema")):
+            checkpoints.load_strictly(network, start.state_dict(name), f"start: {name} in {start.path}")
+
+    discriminators, updated = [], []
+    for snapshot, teacher in zip(teachers, config.guidance.teachers):
+        discriminator = snapshot.network("D").to(run.device)
+        if teacher.mode == "updated":
+            updated.append(discriminator.train())
+        discriminators.append(freeze(discriminator) if teacher.mode == "frozen" else discriminator)
+
+    guide = Guide(discriminators, config.guidance.weight, config.guidance.ramp_kimg * 1000, config.guidance.combine == "dynamic")
+    adam, loss = config.optimizer, config.loss
+    gan = Adversaries(
+        G=make_engine(G, adam.generator, loss.path_length_interval, config, run),
+        D=make_engine(D, adam.discriminator, loss.r1_interval, config, run),
+        guide=guide,
+        updated_teachers=[make_engine(network, adam.discriminator, loss.r1_interval, config, run) for network in updated],
+        path_length_mean=torch.zeros([], device=run.device),
+    )
+    # DeepSpeed wants gradients on when an engine is made; from here on each step turns on its own
+    for engine in [gan.G, gan.D, *gan.updated_teachers]:
+        engine.module.requires_grad_(False)
+    student = Student(gan, average, start.seen if start else 0)
+    if start is not None and config.keep_optimizer:
+        keep_optimizer(student, start)
+    return student
+
+
+def open_teacher(checkpoint: str, config: Config, c_dim: int) -> Snapshot:
+    """The teacher's snapshot, of the same images as the run."""
+    snapshot = checkpoints.open_snapshot(checkpoint)
+    checkpoints.check_same_images(snapshot, "teacher:", config.model.resolution, config.model.channels, c_dim)
+    return snapshot
+
+
+def keep_optimizer(student: Student, start: Snapshot) -> None:
+    """Take over the optimizers and the path length mean of the run that wrote `start`.
+
+    Raises:
+        CheckpointError: That run left no checkpoint of the same moment.
+    """
+    folder = checkpoints.checkpoint_at(start.path.parent, start.seen)
+    if not folder.is_dir():
+        raise CheckpointError(f"keep_optimizer: {start.path} has no training checkpoint beside it; expected {folder}")
+    state = checkpoints.load_checkpoint(folder, {name: student.engines[name] for name in ("G", "D")}, others_allowed=True)
+    student.gan.path_length_mean.copy_(state["path_length_mean"])

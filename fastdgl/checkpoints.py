@@ -1,0 +1,204 @@
+"""What a run leaves behind: network snapshots to use, and training checkpoints to go on from.
+
+A snapshot is one safetensors file with G, D and the averaged G, and in its header all that is needed to build them;
+opening it runs no code. A checkpoint is a folder with everything a run needs to continue; it appears whole or not at all.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import config as configs
+from . import models
+from .engines import Engine
+
+FORMAT = 1
+SNAPSHOT_NAME = "network-snapshot-{:06d}.safetensors"
+SNAPSHOT_PATTERN = "network-snapshot-*.safetensors"
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_NAME = "{:010d}"
+
+
+class CheckpointError(ValueError):
+    """A snapshot or checkpoint that is missing, damaged, or of something else, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The header of a snapshot; `network` builds what is in it.
+
+    arguments: `{"G": ..., "D": ...}`, what `models.generator` and `models.discriminator` take.
+    seen: Real images shown to D until then.
+    """
+
+    path: Path
+    family: str
+    arguments: Mapping[str, Mapping[str, Any]]
+    seen: int
+
+    def network(self, name: str) -> nn.Module:
+        """The network `name`, one of G, D, G_ema, in eval mode on the CPU.
+
+        Raises:
+            CheckpointError: The tensors in the file are not those of that network.
+        """
+        kind = "D" if name == "D" else "G"
+        make = models.discriminator if kind == "D" else models.generator
+        network = make(self.family, self.arguments[kind]).eval()
+        load_strictly(network, self.state_dict(name), f"{name} in {self.path}")
+        return network
+
+    def state_dict(self, name: str) -> dict[str, Tensor]:
+        """The tensors of the network `name`."""
+        prefix = name + "."
+        with safetensors.safe_open(self.path, framework="pt") as file:
+            return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
+
+
+def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs.Config, c_dim: int, seen: int) -> None:
+    """Write the networks G, D and G_ema, in fp32, with what it takes to build them.
+
+    Args:
+        c_dim: Number of classes of the training set.
+        seen: Real images shown to D so far.
+    """
+    tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous()
+               for name, network in networks.items() for key, value in network.state_dict().items()}
+    header = {"format": FORMAT, "family": config.model.family, "seen": seen,
+              "G": config.model.generator_arguments(c_dim), "D": config.model.discriminator_arguments(c_dim),
+              "config": configs.to_dict(config)}
+    temporary = path.with_name(path.name + ".tmp")
+    safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps(header)})
+    os.replace(temporary, path)
+
+
+def open_snapshot(path: str | Path) -> Snapshot:
+    """The snapshot at `path`, or the newest one in the run folder at `path`.
+
+    Raises:
+        CheckpointError: There is none, or it is not one of ours.
+    """
+    path = Path(path)
+    if path.is_dir():
+        snapshots = sorted(path.glob(SNAPSHOT_PATTERN))
+        if not snapshots:
+            raise CheckpointError(f"{path}: no network snapshot in this folder; expected a {SNAPSHOT_PATTERN}")
+        path = snapshots[-1]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a snapshot that fastdgl saved ({SNAPSHOT_PATTERN})")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["fastdgl"])
+        if header["format"] != FORMAT:
+            raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
+        return Snapshot(path, header["family"], {"G": header["G"], "D": header["D"]}, header["seen"])
+    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError):
+        raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "
+                              f"written by fastdgl/train.py") from None
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load `state` into `network`, all of it and nothing else.
+
+    Raises:
+        CheckpointError: Naming the keys that are missing, extra, or of another shape.
+    """
+    expected = network.state_dict()
+    differences = [f"{key} is missing" for key in expected if key not in state]
+    differences += [f"{key} is not expected" for key in state if key not in expected]
+    differences += [f"{key} is {list(state[key].shape)} instead of {list(expected[key].shape)}"
+                    for key in expected if key in state and state[key].shape != expected[key].shape]
+    if differences:
+        shown = "; ".join(differences[:3])
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise CheckpointError(f"{what}: does not fit the network: {shown}{more}")
+    network.load_state_dict(state)
+
+
+def check_same_images(snapshot: Snapshot, what: str, resolution: int, channels: int, c_dim: int) -> None:
+    """A snapshot and a run can only meet on images of one kind.
+
+    Raises:
+        CheckpointError: Another resolution, number of channels or of classes.
+    """
+    theirs = snapshot.arguments["D"]
+    for name, key, ours in (("resolution", "img_resolution", resolution), ("image channels", "img_channels", channels),
+                            ("classes", "c_dim", c_dim)):
+        if theirs[key] != ours:
+            raise CheckpointError(f"{what} {snapshot.path}: was trained with {name} {theirs[key]}, this run has {ours}; they must agree")
+
+
+def save_checkpoint(root: Path, engines: Mapping[str, Engine], state: Mapping[str, Any], seen: int, keep: int) -> None:
+    """Write `root/<seen>/` with the engines and `state`, then remove all but the newest `keep`. Called by all ranks.
+
+    Args:
+        engines: By name; each is saved into a folder of its own.
+        state: What else a run needs to go on; identical on all ranks; of types that `torch.load` opens safely.
+    """
+    final = root / CHECKPOINT_NAME.format(seen)
+    temporary = final.with_name(final.name + ".tmp")
+    first = dist.get_rank() == 0
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    for name, engine in engines.items():
+        engine.save(temporary / name)
+    dist.barrier()
+    if first:
+        torch.save(dict(state), temporary / "state.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        for old in saved_checkpoints(root)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def saved_checkpoints(root: Path) -> Sequence[Path]:
+    """Complete checkpoints below `root`, oldest first."""
+    return sorted(folder for folder in root.glob("*") if folder.name.isdigit())
+
+
+def load_checkpoint(folder: Path, engines: Mapping[str, Engine], *, others_allowed: bool = False) -> dict[str, Any]:
+    """Load the engines from a checkpoint and return the rest of its state. Called by all ranks.
+
+    Args:
+        others_allowed: The checkpoint may hold engines that this run does not have.
+
+    Raises:
+        CheckpointError: It holds other engines than the run has.
+    """
+    saved = {item.name for item in folder.iterdir() if item.is_dir()}
+    if not set(engines) <= saved or (saved != set(engines) and not others_allowed):
+        raise CheckpointError(f"{folder}: holds {', '.join(sorted(saved))}, this run has {', '.join(sorted(engines))}; "
+                              f"continue with the config of that run")
+    for name, engine in engines.items():
+        engine.load(folder / name)
+    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+
+
+def newest_checkpoint(run_folder: Path) -> Path:
+    """The newest training checkpoint of a run.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    checkpoints = saved_checkpoints(run_folder / CHECKPOINTS)
+    if not checkpoints:
+        raise CheckpointError(f"{run_folder}: no training checkpoint to continue from; expected {run_folder / CHECKPOINTS}/<images>/")
+    return checkpoints[-1]
+
+
+def checkpoint_at(run_folder: Path, seen: int) -> Path:
+    """Where a run keeps the checkpoint it made after `seen` images."""
+    return run_folder / CHECKPOINTS / CHECKPOINT_NAME.format(seen)

@@ -1,0 +1,466 @@
+"""What a run is: the schema of the YAML files in configs/, and the one reader of them.
+
+A file describes one run, or several `stages` of which each names only what it changes. Every value can be overridden
+on the command line as `train.batch=16`, or `stages.guided.train.kimg=5` for one stage alone.
+"""
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+# a run started from, or taught by, the last snapshot of another stage of the same file
+STAGE_PREFIX = "stage:"
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run, in one sentence: file, key, what was found, what was expected."""
+
+
+class Section(BaseModel):
+    """A part of a config: strict types, no unknown keys, never changed once read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Images(Section):
+    """The training set.
+
+    path: A folder or zip in the format of `fastdgl dataset`, or `digits` for the 5,000 digits that come with fastdgl.
+    mirror: Also show every image flipped left to right.
+    workers: Processes that read and decode, per rank; 0 reads in the training process.
+    """
+
+    path: str
+    mirror: bool = False
+    workers: Annotated[int, Field(ge=0)] = 2
+
+
+class StyleGAN2(Section):
+    """Generator and discriminator of StyleGAN2, config F by default.
+
+    generator_fraction, discriminator_fraction: Width of the convolutions relative to the full network: DGL's students.
+    narrow_const: Narrow the learned 4x4 constant with the generator; the authors of DGL keep it at full width.
+    num_fp16_res: How many of the highest resolutions compute in `low_precision`; parameters stay fp32.
+    conv_clamp: Bound on activations, which keeps 16-bit training finite; null for none.
+    mbstd_group: Group of the minibatch standard deviation.
+    """
+
+    family: Literal["stylegan2"] = "stylegan2"
+    resolution: int
+    channels: Literal[1, 3] = 3
+    conditional: bool = False
+    z_dim: PositiveInt = 512
+    w_dim: PositiveInt = 512
+    mapping_layers: PositiveInt = 8
+    channel_base: PositiveInt = 32768
+    channel_max: PositiveInt = 512
+    generator_fraction: Fraction = 1
+    discriminator_fraction: Fraction = 1
+    narrow_const: bool = False
+    num_fp16_res: Annotated[int, Field(ge=0)] = 4
+    low_precision: Literal["float16", "bfloat16"] = "float16"
+    conv_clamp: Positive | None = 256
+    mbstd_group: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def check_widths(self) -> "StyleGAN2":
+        if self.resolution < 8 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution: {self.resolution} is not a power of two of at least 8")
+        for key in ("generator_fraction", "discriminator_fraction"):
+            R = 4
+            while R <= self.resolution:
+                full = min(self.channel_base // R, self.channel_max)
+                width = full * getattr(self, key)
+                if width < 1 or width != int(width):
+                    raise ValueError(f"{key}: {getattr(self, key)} of the {full} channels at {R}x{R} is {width:g}; "
+                                     f"expected a whole number of at least 1")
+                R *= 2
+        return self
+
+    def generator_arguments(self, c_dim: int) -> dict[str, Any]:
+        """What `models.generator` takes, for `c_dim` classes."""
+        return {"z_dim": self.z_dim, "w_dim": self.w_dim, "mapping_layers": self.mapping_layers,
+                "fraction": self.generator_fraction, "narrow_const": self.narrow_const} | self._shared(c_dim)
+
+    def discriminator_arguments(self, c_dim: int) -> dict[str, Any]:
+        """What `models.discriminator` takes, for `c_dim` classes."""
+        return {"fraction": self.discriminator_fraction, "mbstd_group_size": self.mbstd_group} | self._shared(c_dim)
+
+    def _shared(self, c_dim: int) -> dict[str, Any]:
+        return {"c_dim": c_dim, "img_resolution": self.resolution, "img_channels": self.channels,
+                "channel_base": self.channel_base, "channel_max": self.channel_max,
+                "num_fp16_res": self.num_fp16_res, "low_precision": self.low_precision, "conv_clamp": self.conv_clamp}
+
+
+class Teacher(Section):
+    """A pre-trained discriminator that scores the student's images: D-bar.
+
+    checkpoint: A snapshot (.safetensors), or `stage:NAME` for the last snapshot of another stage.
+    mode: `frozen` never changes it; `updated` trains it against the student with D's own loss.
+    """
+
+    checkpoint: str
+    mode: Literal["frozen", "updated"] = "frozen"
+
+
+class Guidance(Section):
+    """DGL: G minimises its own adversarial loss plus `weight` times the teachers'.
+
+    weight: lambda; 0 is plain training.
+    ramp_kimg: lambda grows linearly from 0 over this many thousand images of the stage.
+    combine: Several teachers: `uniform` sums their losses, `dynamic` weights each by how much it dislikes the image.
+    """
+
+    weight: NonNegative = 0.1
+    ramp_kimg: NonNegative = 0
+    combine: Literal["uniform", "dynamic"] = "uniform"
+    teachers: list[Teacher] = []
+
+
+class Loss(Section):
+    """Non-saturating loss with lazy regularization.
+
+    r1_gamma: gamma; null for the heuristic 0.0002 * resolution^2 / batch.
+    r1_interval: D's steps between two of its R1 steps; 0 for no R1.
+    path_length_interval: G's steps between two of its path length steps; 0 for none.
+    path_length_batch_shrink: The path length step uses a batch this many times smaller.
+    style_mixing: Probability that a batch takes its later styles from a second z.
+    """
+
+    r1_gamma: NonNegative | None = None
+    r1_interval: Annotated[int, Field(ge=0)] = 16
+    path_length_weight: NonNegative = 2
+    path_length_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    path_length_interval: Annotated[int, Field(ge=0)] = 4
+    path_length_batch_shrink: PositiveInt = 2
+    style_mixing: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+
+class Adam(Section):
+    """Adam of one network, before the correction for lazy regularization."""
+
+    lr: Positive = 0.002
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    eps: Positive = 1e-8
+
+
+class Optimizer(Section):
+    """Adam of G, and of D and the updated teachers."""
+
+    generator: Adam = Adam()
+    discriminator: Adam = Adam()
+
+
+class Train(Section):
+    """How long, how much at once, and what is written when. kimg are thousands of real images shown to D.
+
+    batch: Images per step over all ranks.
+    kimg: Length of this run; a run started from a snapshot counts on from it.
+    ema_kimg: Half-life of the averaged generator.
+    ema_rampup: Shortens that half-life to this fraction of the images shown so far; null for none.
+    tick_kimg: A tick, the unit of reporting.
+    image_ticks, snapshot_ticks, checkpoint_ticks: Ticks between two sample grids, network snapshots, training
+        checkpoints. Each is also written at the end; 0 writes it at the end only.
+    keep_checkpoints: How many of the newest training checkpoints stay.
+    """
+
+    batch: PositiveInt = 32
+    kimg: Positive = 25000
+    ema_kimg: Positive = 10
+    ema_rampup: Positive | None = None
+    tick_kimg: Positive = 4
+    image_ticks: Annotated[int, Field(ge=0)] = 50
+    snapshot_ticks: Annotated[int, Field(ge=0)] = 50
+    checkpoint_ticks: Annotated[int, Field(ge=0)] = 50
+    keep_checkpoints: PositiveInt = 2
+
+
+class Engine(Section):
+    """What carries the optimizer steps over the ranks.
+
+    kind: `deepspeed`, or `torch` for plain PyTorch with averaged gradients in fp32.
+    zero_stage: DeepSpeed ZeRO: 0 replicates all, 1 shards the optimizer state, 2 the gradients too.
+    zero_options: Handed to DeepSpeed's `zero_optimization` as they stand.
+    precision: Of the parameters and gradients. The recommended 16-bit training is fp32 here with
+        `model.num_fp16_res`; `fp16` and `bf16` keep whole networks in 16 bits with fp32 masters.
+    initial_scale_power: fp16's loss scale starts at 2 to this power.
+    """
+
+    kind: Literal["deepspeed", "torch"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2] = 1
+    zero_options: dict[str, Any] = {}
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    initial_scale_power: Annotated[int, Field(ge=0, le=24)] = 8
+
+    @model_validator(mode="after")
+    def check_precision(self) -> "Engine":
+        if self.kind == "torch" and self.precision != "fp32":
+            raise ValueError(f"precision: {self.precision} needs kind: deepspeed; plain torch trains in fp32")
+        if "stage" in self.zero_options:
+            raise ValueError("zero_options: `stage` is set by zero_stage")
+        return self
+
+
+class Config(Section):
+    """One run.
+
+    name: Names the run folder, with the stage.
+    start: A snapshot whose G, D and averaged G the run starts from, or `stage:NAME`: stage II of DGL.
+    keep_optimizer: Also take over the optimizers and the path length mean of the run that `start` names.
+    """
+
+    name: str = "run"
+    stage: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    outdir: str = "runs"
+    images: Images
+    model: StyleGAN2
+    start: str | None = None
+    keep_optimizer: bool = False
+    guidance: Guidance = Guidance()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def check_together(self) -> "Config":
+        if self.keep_optimizer and self.start is None:
+            raise ValueError("keep_optimizer: true needs start, the run whose optimizers to keep")
+        if self.train.batch % self.loss.path_length_batch_shrink:
+            raise ValueError(f"loss.path_length_batch_shrink: {self.loss.path_length_batch_shrink} does not divide "
+                             f"train.batch, which is {self.train.batch}")
+        return self
+
+    @property
+    def r1_gamma(self) -> float:
+        """gamma of R1: as given, or 0.0002 * resolution^2 / batch."""
+        if self.loss.r1_gamma is not None:
+            return self.loss.r1_gamma
+        return 0.0002 * self.model.resolution**2 / self.train.batch
+
+    @property
+    def description(self) -> str:
+        """The run folder's name behind its number."""
+        return f"{self.name}-{self.stage}" if self.stage else self.name
+
+    def check_world_size(self, world_size: int) -> None:
+        """Refuse a batch that the ranks cannot share.
+
+        Raises:
+            ConfigError: The batch is no multiple of the ranks, or a rank's part no multiple of the minibatch
+                standard deviation's group.
+        """
+        batch, group, shrink = self.train.batch, self.model.mbstd_group, self.loss.path_length_batch_shrink
+        if batch % world_size:
+            raise ConfigError(f"train.batch: {batch} cannot be shared by {world_size} ranks; use a multiple of {world_size}")
+        if batch // world_size % group:
+            raise ConfigError(f"train.batch: {batch} on {world_size} rank(s) is {batch // world_size} each, which is no multiple "
+                              f"of model.mbstd_group, {group}; use a multiple of {group * world_size}")
+        if self.loss.path_length_interval and batch // shrink % world_size:
+            raise ConfigError(f"loss.path_length_batch_shrink: {batch} / {shrink} images cannot be shared by {world_size} ranks")
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
+    """The runs that a YAML file describes, in order: one, or one per stage.
+
+    Args:
+        path: The file.
+        overrides: `key.path=value`, the value as in YAML; applied to every stage unless it names one.
+
+    Raises:
+        ConfigError: The file cannot be read, or says something that cannot be run.
+    """
+    try:
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, such as `train:`, got {_said(data)}")
+
+    everywhere, in_stages = [], []
+    for override in overrides:
+        key, value = _parse_override(override)
+        (in_stages if key[0] == "stages" else everywhere).append((key, value))
+    for key, value in in_stages:
+        _set(data, key, value)
+
+    stages = data.pop("stages", None)
+    if stages is None:
+        stages = {data.get("stage", ""): {}}
+    elif not isinstance(stages, dict) or not stages or not all(isinstance(s, dict) for s in stages.values()):
+        raise ConfigError(f"{path}: stages: expected the name of each stage with what it changes, got {_said(stages)}")
+
+    runs = []
+    for name, changes in stages.items():
+        merged = _merged(data, changes) | {"stage": str(name)}
+        for key, value in everywhere:
+            _set(merged, key, value)
+        runs.append(_validated(merged, f"{path}: stages.{name}" if name else f"{path}"))
+    _check_references(runs, path)
+    return runs
+
+
+def from_dict(data: Mapping[str, Any], source: str) -> Config:
+    """The config in `data`, as `to_dict` wrote it.
+
+    Raises:
+        ConfigError: Naming `source` and the key.
+    """
+    return _validated(dict(data), source)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values that YAML and JSON can hold, defaults included."""
+    return config.model_dump(mode="json")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, in the order of the schema."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
+    list("-+0123456789."),
+)
+
+
+def _check_references(runs: Sequence[Config], path: str | Path) -> None:
+    """`stage:NAME` must name an earlier stage of the same file."""
+    earlier: list[str] = []
+    for run in runs:
+        references = [("start", run.start)] + [(f"guidance.teachers.{i}.checkpoint", teacher.checkpoint)
+                                               for i, teacher in enumerate(run.guidance.teachers)]
+        for key, reference in references:
+            if reference is not None and reference.startswith(STAGE_PREFIX):
+                name = reference.removeprefix(STAGE_PREFIX)
+                if name not in earlier:
+                    raise ConfigError(f"{path}: stages.{run.stage}.{key}: {reference!r} names no earlier stage"
+                                      + _did_you_mean(name, earlier))
+        earlier.append(run.stage)
+
+
+def _parse_override(override: str) -> tuple[list[str], Any]:
+    key, equals, value = override.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise ConfigError(f"{override!r}: expected an override of the form train.batch=16")
+    try:
+        return key.split("."), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: the value is not valid YAML") from None
+
+
+def _set(data: dict[str, Any], key: Sequence[str], value: Any) -> None:
+    """Set `data[key[0]][key[1]]... = value`, making sections on the way; digits index into lists."""
+    *sections, last = key
+    here: Any = data
+    for i, name in enumerate(sections):
+        if isinstance(here, list):
+            here = here[_index(here, name, key)]
+        else:
+            if here.get(name) is None:
+                here[name] = {}
+            here = here[name]
+        if not isinstance(here, (dict, list)):
+            raise ConfigError(f"{'.'.join(key)}: {'.'.join(key[:i + 1])} is {_said(here)}, not a section")
+    if isinstance(here, list):
+        here[_index(here, last, key)] = value
+    else:
+        here[last] = value
+
+
+def _index(items: list, name: str, key: Sequence[str]) -> int:
+    if not name.isdigit() or int(name) >= len(items):
+        raise ConfigError(f"{'.'.join(key)}: {name!r} is no position in a list of {len(items)}")
+    return int(name)
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of `base` with `changes` on top: sections merge, everything else is replaced."""
+    result = {key: _merged(value, {}) if isinstance(value, dict) else value for key, value in base.items()}
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = _merged(value, {}) if isinstance(value, dict) else value
+    return result
+
+
+def _validated(data: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_sentence(error, data)}") from None
+
+
+def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
+    """The first thing wrong, with its key: an unknown key first, since a misspelt one explains a missing one."""
+    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+    path = [str(part) for part in found["loc"]]
+    kind, given = found["type"], found["input"]
+    if kind == "value_error":
+        # raised by a model's own check, whose message begins with the key inside that model
+        return ".".join(path + [str(found["ctx"]["error"])])
+    key = ".".join(path)
+    if kind == "extra_forbidden":
+        return f"{key}: there is no such key" + _did_you_mean(path[-1], _keys_at(path[:-1]))
+    if kind == "missing":
+        return f"{key}: is missing"
+    if kind == "literal_error":
+        return f"{key}: expected {found['ctx']['expected']}, got {_said(given)}"
+    if kind.startswith(("model_type", "dict_type")):
+        return f"{key}: expected keys and values, got {_said(given)}"
+    what = found["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{key}: expected {what}, got {_said(given)}"
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; expected one of {', '.join(known)}" if known else ""
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    """The keys of the section at `path` of the schema."""
+    model: type[Section] = Config
+    for name in path:
+        if not name.isdigit():
+            model = next(_sections(model.model_fields[name].annotation))
+    return list(model.model_fields)
+
+
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The sections in a type such as `list[Teacher]` or `Section | None`."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        if issubclass(annotation, Section):
+            yield annotation
+    elif get_origin(annotation) in (list, Union, types.UnionType, Annotated):
+        for argument in get_args(annotation):
+            yield from _sections(argument)
+
+
+def _said(value: Any) -> str:
+    """A value as a person wrote it, cut short."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

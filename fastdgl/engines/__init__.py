@@ -1,0 +1,138 @@
+"""What carries an optimizer step over the ranks: DeepSpeed (zero.py, the only file that imports it), or plain PyTorch.
+
+The forward pass goes through `engine.module`, never through a DeepSpeed engine itself, whose hooks on the output do not
+survive the gradient of a gradient that R1 and path length take. The engine serves `backward` and `step` alone.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .. import config as configs
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """This process among the ranks."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+class Engine(Protocol):
+    """A network with its optimizer. Every `backward` is followed by one `step`."""
+
+    module: nn.Module
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`, a mean over this rank's samples."""
+
+    def step(self) -> None:
+        """Average the gradients over the ranks, step, and clear them."""
+
+    def save(self, folder: Path) -> None:
+        """Parameters and optimizer into `folder`; called by all ranks."""
+
+    def load(self, folder: Path) -> None:
+        """Back from `folder`; called by all ranks."""
+
+
+def start_run() -> Run:
+    """Join the process group that a launcher (deepspeed, torchrun) describes in the environment, or one of a single rank."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    # DeepSpeed looks for this one even where no launcher has set it
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if on_gpu else "gloo"
+        if world_size > 1:
+            dist.init_process_group(backend, rank=rank, world_size=world_size)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return Run(rank, world_size, device)
+
+
+def first_rank_decides(action: Callable[[], T]) -> T:
+    """The result of `action`, which rank 0 alone performs; what it raises is raised on every rank."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def end_run() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def average_over_ranks(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= dist.get_world_size()
+
+
+def make_engine(module: nn.Module, adam: configs.Adam, regularization_interval: int, config: configs.Config, run: Run) -> Engine:
+    """An engine for `module`, whose parameters must all take gradients.
+
+    Adam is corrected for lazy regularization: with a regularization step after every k ordinary ones, which shares
+    their moments, lr becomes lr c and beta becomes beta^c, c = k / (k + 1).
+
+    Args:
+        regularization_interval: k; 0 for no regularization.
+
+    Source: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", appendix B.
+    """
+    k = regularization_interval
+    c = k / (k + 1) if k else 1.0
+    optimizer = torch.optim.Adam(module.parameters(), lr=adam.lr * c, betas=(adam.beta1**c, adam.beta2**c), eps=adam.eps)
+    if config.engine.kind == "torch":
+        return TorchEngine(module, optimizer)
+    # deepspeed takes seconds to import, and plain training does not need it
+    from .zero import ZeroEngine
+    return ZeroEngine(module, optimizer, config, run.world_size)
+
+
+class TorchEngine:
+    """Plain PyTorch, fp32, gradients averaged by all-reduce: what the others are measured against."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer):
+        self.module, self.optimizer = module, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        average_over_ranks(p.grad for p in self.module.parameters() if p.grad is not None)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def save(self, folder: Path) -> None:
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])

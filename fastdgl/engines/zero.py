@@ -1,0 +1,76 @@
+"""DeepSpeed's engine under ours: ZeRO 0, 1 or 2 in fp32, bf16 or fp16."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .. import config as configs
+
+# deepspeed looks for its accelerator when imported, and warns if it is left to find a CPU by itself
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed  # noqa: E402
+from deepspeed.runtime.config import DeepSpeedConfig  # noqa: E402
+
+# of torch.distributed's names, which are deepspeed's to follow
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+deepspeed.utils.logger.setLevel(logging.ERROR)
+# on a CPU it would compile an operation of its own with g++; gloo serves as well, and needs no compiler
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class ZeroEngine:
+    """A network and its optimizer in a DeepSpeed engine, which sees `backward` and `step` alone."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, config: configs.Config, world_size: int):
+        self.module = module
+        settings = deepspeed_settings(config, world_size)
+        deepspeed.init_distributed(dist_init_required=False)
+        self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings,
+                              config_class=DeepSpeedConfig(settings), dist_init_required=False)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self) -> None:
+        self.engine.step()
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag="engine")
+
+    def load(self, folder: Path) -> None:
+        self.engine.load_checkpoint(str(folder), tag="engine")
+
+
+class _Engine(deepspeed.DeepSpeedEngine):
+    """DeepSpeed's engine for networks with parameters of no dimension, such as the strength of noise.
+
+    0.19.8 broadcasts the bytes of each parameter, and such a one cannot be viewed as bytes.
+    """
+
+    def _broadcast_model(self) -> None:
+        for parameter in self.module.parameters():
+            dist.broadcast(parameter.data, src=0)
+
+
+def deepspeed_settings(config: configs.Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's own dictionary, derived from ours so that nothing is said twice."""
+    engine = config.engine
+    return {
+        "train_batch_size": config.train.batch,
+        "train_micro_batch_size_per_gpu": config.train.batch // world_size,
+        "gradient_accumulation_steps": 1,
+        # DeepSpeed clips at 1.0 unless told otherwise; GANs train without
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": engine.zero_stage} | engine.zero_options,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": engine.precision == "bf16"},
+        "fp16": {"enabled": engine.precision == "fp16", "initial_scale_power": engine.initial_scale_power},
+        "steps_per_print": 2**31,
+    }

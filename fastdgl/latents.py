@@ -1,0 +1,53 @@
+"""The generator's random inputs: latents, classes, style mixing, noise.
+
+Everything is drawn for the whole batch on every rank, from one seed, and each rank takes its share. So a run does not
+depend on how many ranks carry it, at the price of drawing noise that other ranks use.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Latents:
+    """A source of random inputs for one rank.
+
+    Args:
+        seed: Of the run; the same on all ranks.
+        labels: `[K, c_dim]`, the labels of the training set, from which classes are drawn with their frequency.
+        rank, world_size: This rank takes samples rank, rank + world_size, ... of each batch, as it does of the images.
+    """
+
+    def __init__(self, seed: int, labels: Tensor, device: torch.device, rank: int = 0, world_size: int = 1):
+        self.generator = torch.Generator(device).manual_seed(seed)
+        # decisions that choose code are drawn on the host: they cost no synchronisation there
+        self.host_generator = torch.Generator().manual_seed(seed)
+        self.labels = labels.to(device)
+        self.device, self.rank, self.world_size = device, rank, world_size
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This rank's samples of a whole batch: every `world_size`-th, so that the groups of the minibatch standard
+        deviation hold the same samples on any number of ranks."""
+        return batch[self.rank::self.world_size]
+
+    def normal(self, size: list[int], device: torch.device | None = None) -> Tensor:
+        """Standard normal numbers `[N, ...]`, where N is this rank's share of the batch."""
+        whole = [size[0] * self.world_size, *size[1:]]
+        return self.share(torch.randn(whole, generator=self.generator, device=self.device))
+
+    def classes(self, N: int) -> Tensor:
+        """Labels `[N, c_dim]` of N samples, drawn from the training set."""
+        chosen = torch.randint(len(self.labels), [N * self.world_size], generator=self.generator, device=self.device)
+        return self.share(self.labels[chosen])
+
+    def mixing_cutoff(self, num_ws: int, probability: float) -> int:
+        """The layer at which style mixing changes to a second z; `num_ws` for no mixing. One for the whole batch."""
+        cutoff = int(torch.randint(1, num_ws, [], generator=self.host_generator))
+        mixed = float(torch.rand([], generator=self.host_generator)) < probability
+        return cutoff if mixed else num_ws
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state(), "host_generator": self.host_generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
+        self.host_generator.set_state(state["host_generator"])

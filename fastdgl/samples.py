@@ -1,0 +1,53 @@
+"""Sheets of sample images, with the same latents from the first to the last of a run."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .grids import grid_shape, save_image_grid, to_uint8
+from .images import ImageDataset
+
+BATCH = 32
+
+
+class SampleSheet:
+    """One sheet of images to watch a run by: each row one class, if there are classes.
+
+    Args:
+        seed: Chooses the latents and the real images.
+        z_dim: Of the generator.
+    """
+
+    def __init__(self, dataset: ImageDataset, z_dim: int, seed: int, device: torch.device):
+        self.columns, rows = grid_shape(dataset.resolution)
+        random = np.random.RandomState(seed)
+        if dataset.label_dim:
+            rows = min(rows, dataset.label_dim)
+        N = self.columns * rows
+        self.z = torch.from_numpy(random.randn(N, z_dim)).float().to(device)
+        self.real, self.c = self._choose(dataset, rows, random)
+        self.c = self.c.to(device)
+
+    def _choose(self, dataset: ImageDataset, rows: int, random: np.random.RandomState) -> tuple[np.ndarray, Tensor]:
+        """Real images `[N, H, W, C]`, uint8, and their labels `[N, c_dim]`."""
+        order = random.permutation(len(dataset))
+        if dataset.label_dim:
+            classes = np.array([dataset.label(i).argmax() for i in order])
+            chosen = [np.resize(order[classes == row], self.columns) for row in range(rows) if (classes == row).any()]
+            indices = np.concatenate(chosen)
+        else:
+            indices = np.resize(order, self.columns * rows)
+        images, labels = zip(*(dataset[int(i)] for i in indices))
+        return np.stack(images).transpose(0, 2, 3, 1), torch.from_numpy(np.stack(labels))
+
+    def save_real(self, path: Path) -> None:
+        save_image_grid(path, self.real, self.columns)
+
+    @torch.no_grad()
+    def save_fake(self, path: Path, G: nn.Module) -> None:
+        """What `G` makes of the sheet's latents, with constant noise and no truncation."""
+        batches = zip(self.z.split(BATCH), self.c.split(BATCH))
+        images = [to_uint8(G(z, c, noise_mode="const")) for z, c in batches]
+        save_image_grid(path, np.concatenate(images), self.columns)

@@ -1,0 +1,315 @@
+"""Train a StyleGAN2, or compress one under a teacher discriminator's guidance (DGL).
+
+    deepspeed fastdgl/train.py --config configs/ffhq.yaml train.batch=16
+
+Config in, trained generator out. This module runs as `__main__`; nothing imports it.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+
+from fastdgl import checkpoints, config as configs, ema, steps
+from fastdgl.assembly import Student, assemble, check_agreement
+from fastdgl.checkpoints import CheckpointError
+from fastdgl.config import STAGE_PREFIX, Config, ConfigError
+from fastdgl.engines import Run, end_run, first_rank_decides, start_run
+from fastdgl.images import DatasetError, ImageDataset, stream
+from fastdgl.journal import Journal, RunFolderError, Statistic, new_run_folder
+from fastdgl.latents import Latents
+from fastdgl.models.cost import macs, parameter_count
+from fastdgl.samples import SampleSheet
+
+CONFIG_NAME = "config.yaml"
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run, for the table at the end."""
+
+    stage: str
+    folder: Path
+    parameters: dict[str, int]
+    macs: dict[str, int]
+    kimg: float
+    seconds: float
+    stats: dict[str, Statistic]
+    snapshot: Path
+    sheet: Path
+
+
+@dataclass
+class Progress:
+    """Where a run stands. seen: real images shown to D, those before this run included."""
+
+    seen: int
+    iteration: int = 0
+    tick: int = 0
+    elapsed: float = 0.0
+
+
+def train(config: Config, run: Run, folder: Path, resume_from: Path | None = None) -> Summary:
+    """One run from start, or from the checkpoint `resume_from`, to end. Called by all ranks together."""
+    batch = config.train.batch
+    config.check_world_size(run.world_size)
+    dataset = ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional,
+                           mirror=config.images.mirror)
+    check_agreement(config, dataset)
+    student = assemble(config, dataset, run, resumed=resume_from is not None)
+    latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size)
+    progress = Progress(seen=student.start_images)
+    if resume_from is not None:
+        resume(student, latents, progress, resume_from)
+    end = student.start_images + round(config.train.kimg * 1000)
+
+    journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed)
+    sheet = SampleSheet(dataset, config.model.z_dim, config.seed, run.device)
+    announce(config, run, dataset, student, journal, folder)
+    if run.rank == 0 and resume_from is None:
+        sheet.save_real(folder / "reals.png")
+        sheet.save_fake(folder / "fakes_init.png", student.average)
+
+    images = stream(dataset, batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
+                    workers=config.images.workers, device=run.device)
+    with closing(images), closing(journal):
+        tick_start, maintenance, stats = progress.seen, 0.0, {}
+        while progress.seen < end:
+            real, real_c = next(images)
+            iterate(student, real, real_c, latents, config, progress, journal)
+            journal.advance(batch)
+            done = progress.seen >= end
+            # the first tick closes after one step, to show that training runs
+            if done or progress.tick == 0 or progress.seen >= tick_start + config.train.tick_kimg * 1000:
+                record_teachers(student, real, real_c, journal)
+                stats = journal.tick(progress.seen, progress.tick, maintenance)
+                check_finite(stats, tick_start, progress.seen)
+                maintenance = -time.perf_counter()
+                progress.elapsed = stats["Timing/total_sec"]["mean"]
+                progress.tick += 1
+                keep(config, run, folder, dataset, student, latents, progress, sheet, done)
+                maintenance += time.perf_counter()
+                tick_start = progress.seen
+    return summary(config, folder, dataset, student, progress, stats)
+
+
+def iterate(student: Student, real: torch.Tensor, real_c: torch.Tensor, latents: Latents, config: Config, progress: Progress,
+            journal: Journal) -> None:
+    """One iteration: G, D, their lazy regularization, the average."""
+    gan, loss, N, i = student.gan, config.loss, len(real), progress.iteration
+    guidance_weight = gan.guide.weight_at(progress.seen - student.start_images) if gan.guide.discriminators else 0.0
+    steps.generator_step(gan, latents, loss, N, guidance_weight, journal.record)
+    if loss.path_length_interval and i % loss.path_length_interval == 0:
+        steps.path_length_step(gan, latents, loss, N, journal.record)
+    steps.discriminator_step(gan, real, real_c, latents, loss, journal.record)
+    if loss.r1_interval and i % loss.r1_interval == 0:
+        steps.r1_step(gan, real, real_c, loss, config.r1_gamma, journal.record)
+
+    progress.iteration += 1
+    progress.seen += config.train.batch
+    half_life = ema.half_life(progress.seen, config.train.ema_kimg, config.train.ema_rampup)
+    ema.update(student.average, gan.G.module, config.train.batch, half_life)
+
+
+@torch.no_grad()
+def record_teachers(student: Student, real: torch.Tensor, real_c: torch.Tensor, journal: Journal) -> None:
+    """The teachers' scores of real images, once a tick; those of fake images come with G's steps."""
+    for i, scores in enumerate(student.gan.guide.scores(real, real_c)):
+        journal.record(f"Loss/scores/teacher{i}_real", scores)
+
+
+def check_finite(stats: dict[str, Statistic], tick_start: int, seen: int) -> None:
+    """Stop a run that has diverged, before it is saved."""
+    for name, stat in stats.items():
+        if name.startswith("Loss/") and not math.isfinite(stat["mean"]):
+            raise TrainingError(f"{name} became {stat['mean']} between {tick_start / 1000:g} and {seen / 1000:g} kimg: training has diverged; "
+                                f"nothing of this tick was saved; resume from the last checkpoint with a lower "
+                                f"learning rate, a higher loss.r1_gamma, or model.num_fp16_res=0")
+
+
+def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
+         sheet: SampleSheet, done: bool) -> None:
+    """Write what is due after a tick: a sheet of samples, a snapshot, a checkpoint."""
+
+    def due(every: int) -> bool:
+        return done or (every > 0 and progress.tick % every == 0)
+
+    if due(config.train.image_ticks) and run.rank == 0:
+        sheet.save_fake(folder / sheet_name(progress.seen), student.average)
+    if due(config.train.snapshot_ticks) and run.rank == 0:
+        checkpoints.save_snapshot(folder / snapshot_name(progress.seen), student.networks, config, dataset.label_dim, progress.seen)
+    if due(config.train.checkpoint_ticks):
+        state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress)}
+        checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
+
+
+def resume(student: Student, latents: Latents, progress: Progress, checkpoint: Path) -> None:
+    """Everything back to the moment of the checkpoint."""
+    state = checkpoints.load_checkpoint(checkpoint, student.engines)
+    student.load_state_dict(state["student"])
+    latents.load_state_dict(state["latents"])
+    vars(progress).update(state["progress"])
+
+
+def sheet_name(seen: int) -> str:
+    return f"fakes{seen // 1000:06d}.png"
+
+
+def snapshot_name(seen: int) -> str:
+    return checkpoints.SNAPSHOT_NAME.format(seen // 1000)
+
+
+def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, journal: Journal, folder: Path) -> None:
+    """Say what is about to run, and keep its settings."""
+    device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    teachers = ", ".join(f"{t.checkpoint} ({t.mode})" for t in config.guidance.teachers)
+    guided = f"lambda {config.guidance.weight:g} from {teachers}" if teachers else "none"
+    engine = config.engine
+    carried = f"DeepSpeed ZeRO {engine.zero_stage}" if engine.kind == "deepspeed" else "PyTorch"
+    journal.message(f"\n{folder}\n"
+                    f"  images    {len(dataset)} of {dataset.resolution}x{dataset.resolution}x{dataset.channels}"
+                    f"{f', {dataset.label_dim} classes' if dataset.label_dim else ''}, from {config.images.path}\n"
+                    f"  networks  G {parameter_count(student.average):,} and D {parameter_count(student.gan.D.module):,} parameters\n"
+                    f"  guidance  {guided}\n"
+                    f"  length    {config.train.kimg:g} kimg from {student.start_images / 1000:g}, batch {config.train.batch} on {run.world_size} rank(s)\n"
+                    f"  on        {device}, torch {torch.__version__}, {carried}, {engine.precision}\n")
+    journal.write_options("training_options.json", configs.to_dict(config) | {"world_size": run.world_size})
+
+
+def summary(config: Config, folder: Path, dataset: ImageDataset, student: Student, progress: Progress, stats: dict[str, Statistic]) -> Summary:
+    model, c_dim = config.model, dataset.label_dim
+    image = torch.empty(1, model.channels, model.resolution, model.resolution)
+    z, c = torch.empty(1, model.z_dim), torch.empty(1, c_dim)
+    networks = {"G": (student.average, z), "D": (student.gan.D.module, image)}
+    return Summary(
+        stage=config.description, folder=folder, kimg=progress.seen / 1000, seconds=progress.elapsed, stats=stats,
+        parameters={name: parameter_count(network) for name, (network, _) in networks.items()},
+        macs={name: macs(network, x, c) for name, (network, x) in networks.items()},
+        snapshot=folder / snapshot_name(progress.seen), sheet=folder / sheet_name(progress.seen))
+
+
+def table(summaries: Sequence[Summary]) -> str:
+    """What the runs cost and where they ended, and where their images are."""
+    header = ["run", "G params", "G MACs", "D params", "D MACs", "kimg", "seconds", "G loss", "D loss", "guidance"]
+    rows = [header]
+    for s in summaries:
+        def loss(name: str) -> str:
+            return f"{s.stats[name]['mean']:.3f}" if name in s.stats else "-"
+        rows.append([s.stage, f"{s.parameters['G']:,}", f"{s.macs['G'] / 1e6:,.1f} M", f"{s.parameters['D']:,}", f"{s.macs['D'] / 1e6:,.1f} M",
+                     f"{s.kimg:g}", f"{s.seconds:.0f}", loss("Loss/G/adversarial"), loss("Loss/D/loss"), loss("Loss/G/guidance")])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+             for row in rows]
+    lines += [""] + [f"{s.stage}: images in {s.sheet}, networks in {s.snapshot}" for s in summaries]
+    return "\n".join(lines)
+
+
+def resolved(config: Config, finished: dict[str, Path]) -> Config:
+    """`config` with each `stage:NAME` replaced by that stage's newest snapshot, of this call or an earlier one."""
+
+    def snapshot(reference: str) -> str:
+        if not reference.startswith(STAGE_PREFIX):
+            return reference
+        stage = reference.removeprefix(STAGE_PREFIX)
+        return str(checkpoints.open_snapshot(finished.get(stage) or newest_run(config, stage)).path)
+
+    teachers = [teacher.model_copy(update={"checkpoint": snapshot(teacher.checkpoint)}) for teacher in config.guidance.teachers]
+    return config.model_copy(update={"start": None if config.start is None else snapshot(config.start),
+                                     "guidance": config.guidance.model_copy(update={"teachers": teachers})})
+
+
+def newest_run(config: Config, stage: str) -> Path:
+    """The folder of the newest run of another stage of the same file."""
+    description = config.model_copy(update={"stage": stage}).description
+    runs = sorted(Path(config.outdir).glob(f"[0-9]*-{description}"))
+    if not runs:
+        raise CheckpointError(f"{STAGE_PREFIX}{stage}: no run of that stage in {config.outdir}; run it first")
+    return runs[-1]
+
+
+def check_files(plan: Sequence[Config]) -> None:
+    """Find out before the first stage what would stop a later one: missing images and teachers."""
+    for config in plan:
+        ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional)
+        for reference in [config.start, *(teacher.checkpoint for teacher in config.guidance.teachers)]:
+            if reference is not None and not reference.startswith(STAGE_PREFIX):
+                checkpoints.open_snapshot(reference)
+
+
+def train_all(plan: Sequence[Config], run: Run) -> list[Summary]:
+    """The stages of a file, one after the other, each in a run folder of its own."""
+    first_rank_decides(lambda: check_files(plan))
+    finished: dict[str, Path] = {}
+    summaries = []
+    for config in plan:
+        config.check_world_size(run.world_size)
+        config = first_rank_decides(lambda: resolved(config, finished))
+        folder = first_rank_decides(lambda: new_run_folder(config.outdir, config.description))
+        if run.rank == 0:
+            (folder / CONFIG_NAME).write_text(configs.to_yaml(config), encoding="utf-8")
+        summaries.append(train(config, run, folder))
+        finished[config.stage] = folder
+    return summaries
+
+
+def resume_run(folder: Path, overrides: Sequence[str], run: Run) -> list[Summary]:
+    """Go on with the run in `folder` from its newest checkpoint."""
+    config, = configs.read(folder / CONFIG_NAME, overrides)
+    return [train(config, run, folder, resume_from=checkpoints.newest_checkpoint(folder))]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="What to train: a file such as configs/quickstart.yaml.")
+@click.option("--resume", "resume_folder", type=click.Path(path_type=Path), help="Go on with the run in this folder instead.")
+@click.option("--stage", help="Run this stage of the file only.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the resolved config and exit.")
+@click.option("--local_rank", hidden=True, help="Passed by the deepspeed launcher; the environment says the same.")
+@click.argument("overrides", nargs=-1)
+def main(config_path: Path | None, resume_folder: Path | None, stage: str | None, dry_run: bool, local_rank: str | None,
+         overrides: tuple[str, ...]) -> None:
+    """Train a StyleGAN2, or compress one (DGL). OVERRIDES change single values of the config: train.batch=16."""
+    if (config_path is None) == (resume_folder is None):
+        raise click.UsageError("give either --config FILE or --resume RUN_FOLDER")
+    try:
+        if config_path is not None:
+            plan = chosen(configs.read(config_path, overrides), stage, config_path)
+            if dry_run:
+                click.echo("\n---\n".join(configs.to_yaml(config).rstrip() for config in plan))
+                return
+        run = start_run()
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+
+    try:
+        summaries = resume_run(resume_folder, overrides, run) if resume_folder else train_all(plan, run)
+        if run.rank == 0:
+            click.echo("\n" + table(summaries))
+    except (ConfigError, DatasetError, CheckpointError, RunFolderError, TrainingError) as error:
+        where = f" (rank {run.rank})" if run.world_size > 1 else ""
+        click.echo(f"Error{where}: {error}", err=True)
+        sys.exit(1)
+    end_run()
+
+
+def chosen(plan: list[Config], stage: str | None, path: Path) -> list[Config]:
+    """The stage asked for, or all."""
+    if stage is None:
+        return plan
+    names = [config.stage for config in plan]
+    if stage not in names:
+        raise ConfigError(f"--stage {stage}: {path} has no such stage; it has {', '.join(filter(None, names)) or 'none'}")
+    return [plan[names.index(stage)]]
+
+
+if __name__ == "__main__":
+    main()
