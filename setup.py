@@ -11,10 +11,10 @@ setup(
     packages=find_packages(include=["fastdgl", "fastdgl.*"]) + find_packages("kernels"),
     package_dir={"fastdgl_kernels": "kernels/fastdgl_kernels"},
     package_data={"fastdgl": ["assets/*"]},
-    install_requires=["torch", "numpy", "pyyaml", "pydantic>=2", "safetensors", "pillow", "click", "tqdm", "psutil"],
+    install_requires=["torch", "numpy", "pyyaml", "pydantic>=2", "safetensors", "pillow>=10.1", "click", "tqdm", "psutil"],
     extras_require={
         "train": ["deepspeed", "tensorboard"],
-        "test": ["pytest", "pytest-benchmark", "scipy"],
+        "test": ["pytest", "pytest-benchmark"],
     },
     entry_points={"console_scripts": ["fastdgl = fastdgl.cli:main"]},
 )

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import checkpoints, ema, models
 from .checkpoints import CheckpointError, Snapshot
-from .config import Config
+from .config import STAGE_PREFIX, Config, ConfigError
 from .engines import Engine, Run, make_engine
 from .guidance import Guide, freeze
 from .images import ImageDataset
@@ -51,13 +51,28 @@ class Student:
 
 
 def check_agreement(config: Config, dataset: ImageDataset) -> None:
-    """Refuse networks that do not fit the images.
+    """Refuse, before anything is built, images and snapshots that do not fit the networks.
 
     Raises:
-        ValueError: Naming the key that differs from the dataset.
+        ConfigError: The images are of another kind than the networks.
+        CheckpointError: The start or a teacher is missing or of other images; a `stage:` is not looked for.
     """
     if dataset.channels != config.model.channels:
-        raise ValueError(f"model.channels: {config.model.channels}, but the images in {config.images.path} have {dataset.channels}")
+        raise ConfigError(f"model.channels: {config.model.channels}, but the images in {config.images.path} have {dataset.channels}")
+    for reference in [config.start, *(teacher.checkpoint for teacher in config.guidance.teachers)]:
+        if reference is not None and not reference.startswith(STAGE_PREFIX):
+            open_matching(reference, config, dataset.label_dim)
+
+
+def open_matching(path: str, config: Config, c_dim: int) -> Snapshot:
+    """A snapshot of the same kind of images as the run's.
+
+    Raises:
+        CheckpointError: It is missing, of another resolution, or of another number of channels or classes.
+    """
+    snapshot = checkpoints.open_snapshot(path)
+    checkpoints.check_same_images(snapshot, config.model.resolution, config.model.channels, c_dim)
+    return snapshot
 
 
 def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> Student:
@@ -74,10 +89,9 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
     average = ema.averaged_copy(G)
 
     # every file is opened and checked before the first engine is made
-    teachers = [open_teacher(teacher.checkpoint, config, c_dim) for teacher in config.guidance.teachers]
-    start = None if config.start is None or resumed else checkpoints.open_snapshot(config.start)
+    teachers = [open_teacher(teacher.checkpoint, config, c_dim, run.world_size) for teacher in config.guidance.teachers]
+    start = None if config.start is None or resumed else open_matching(config.start, config, c_dim)
     if start is not None:
-        checkpoints.check_same_images(start, "start:", model.resolution, model.channels, c_dim)
         for network, name in ((G, "G"), (D, "D"), (average, "G_ema")):
             checkpoints.load_strictly(network, start.state_dict(name), f"start: {name} in {start.path}")
 
@@ -106,10 +120,13 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
     return student
 
 
-def open_teacher(checkpoint: str, config: Config, c_dim: int) -> Snapshot:
-    """The teacher's snapshot, of the same images as the run."""
-    snapshot = checkpoints.open_snapshot(checkpoint)
-    checkpoints.check_same_images(snapshot, "teacher:", config.model.resolution, config.model.channels, c_dim)
+def open_teacher(path: str, config: Config, c_dim: int, world_size: int) -> Snapshot:
+    """A teacher's snapshot, of the same kind of images, whose minibatch standard deviation a rank's batch can form."""
+    snapshot = open_matching(path, config, c_dim)
+    group, batch = snapshot.arguments["D"]["mbstd_group_size"], config.train.batch
+    if batch // world_size % group:
+        raise ConfigError(f"train.batch: {batch} on {world_size} rank(s) is {batch // world_size} each, which is no multiple of {group}, the "
+                          f"group of the teacher's minibatch standard deviation; use a multiple of {group * world_size}")
     return snapshot
 
 
@@ -123,4 +140,4 @@ def keep_optimizer(student: Student, start: Snapshot) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"keep_optimizer: {start.path} has no training checkpoint beside it; expected {folder}")
     state = checkpoints.load_checkpoint(folder, {name: student.engines[name] for name in ("G", "D")}, others_allowed=True)
-    student.gan.path_length_mean.copy_(state["path_length_mean"])
+    student.gan.path_length_mean.copy_(state["student"]["path_length_mean"])

@@ -125,7 +125,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], what: str) ->
     network.load_state_dict(state)
 
 
-def check_same_images(snapshot: Snapshot, what: str, resolution: int, channels: int, c_dim: int) -> None:
+def check_same_images(snapshot: Snapshot, resolution: int, channels: int, c_dim: int) -> None:
     """A snapshot and a run can only meet on images of one kind.
 
     Raises:
@@ -135,7 +135,7 @@ def check_same_images(snapshot: Snapshot, what: str, resolution: int, channels: 
     for name, key, ours in (("resolution", "img_resolution", resolution), ("image channels", "img_channels", channels),
                             ("classes", "c_dim", c_dim)):
         if theirs[key] != ours:
-            raise CheckpointError(f"{what} {snapshot.path}: was trained with {name} {theirs[key]}, this run has {ours}; they must agree")
+            raise CheckpointError(f"{snapshot.path}: was trained with {name} {theirs[key]}, this run has {ours}; they must agree")
 
 
 def save_checkpoint(root: Path, engines: Mapping[str, Engine], state: Mapping[str, Any], seen: int, keep: int) -> None:

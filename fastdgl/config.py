@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+# part of a folder's name, and of a pattern that finds it again
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+NameOrNone = Annotated[str, Field(pattern=r"^[\w.-]*$")]
+# True equals 1 in Python, and would pass for it in a choice of numbers
+NotBoolean = BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)
 
 # a run started from, or taught by, the last snapshot of another stage of the same file
 STAGE_PREFIX = "stage:"
@@ -30,7 +35,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of a config: strict types, no unknown keys, never changed once read."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Images(Section):
@@ -58,7 +63,7 @@ class StyleGAN2(Section):
 
     family: Literal["stylegan2"] = "stylegan2"
     resolution: int
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], NotBoolean] = 3
     conditional: bool = False
     z_dim: PositiveInt = 512
     w_dim: PositiveInt = 512
@@ -81,6 +86,8 @@ class StyleGAN2(Section):
             R = 4
             while R <= self.resolution:
                 full = min(self.channel_base // R, self.channel_max)
+                if full < 1:
+                    raise ValueError(f"channel_base: {self.channel_base} leaves no channel at {R}x{R}; expected at least {self.resolution}")
                 width = full * getattr(self, key)
                 if width < 1 or width != int(width):
                     raise ValueError(f"{key}: {getattr(self, key)} of the {full} channels at {R}x{R} is {width:g}; "
@@ -199,7 +206,7 @@ class Engine(Section):
     """
 
     kind: Literal["deepspeed", "torch"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Annotated[Literal[0, 1, 2], NotBoolean] = 1
     zero_options: dict[str, Any] = {}
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     initial_scale_power: Annotated[int, Field(ge=0, le=24)] = 8
@@ -221,9 +228,10 @@ class Config(Section):
     keep_optimizer: Also take over the optimizers and the path length mean of the run that `start` names.
     """
 
-    name: str = "run"
-    stage: str = ""
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: Name = "run"
+    stage: NameOrNone = ""
+    # numpy takes no larger one
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     outdir: str = "runs"
     images: Images
     model: StyleGAN2
@@ -239,7 +247,7 @@ class Config(Section):
     def check_together(self) -> "Config":
         if self.keep_optimizer and self.start is None:
             raise ValueError("keep_optimizer: true needs start, the run whose optimizers to keep")
-        if self.train.batch % self.loss.path_length_batch_shrink:
+        if self.loss.path_length_interval and self.train.batch % self.loss.path_length_batch_shrink:
             raise ValueError(f"loss.path_length_batch_shrink: {self.loss.path_length_batch_shrink} does not divide "
                              f"train.batch, which is {self.train.batch}")
         return self
@@ -288,31 +296,31 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: is not valid YAML: {_fault(error)}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, such as `train:`, got {_said(data)}")
 
-    everywhere, in_stages = [], []
-    for override in overrides:
-        key, value = _parse_override(override)
-        (in_stages if key[0] == "stages" else everywhere).append((key, value))
-    for key, value in in_stages:
-        _set(data, key, value)
+    # a part of the file that YAML repeats by `*name` becomes a copy, to be changed on its own
+    runs, changes = _stages(_copied(data), str(path)), [_parse_override(override) for override in overrides]
+    # what names a stage has the last word
+    for key, value in sorted(changes, key=lambda change: change[0][0] == "stages"):
+        if key[0] != "stages":
+            for run in runs.values():
+                _set(run, key, value)
+        elif len(key) < 3:
+            raise ConfigError(f"{'.'.join(key)}: expected an override of the form stages.NAME.train.batch=16")
+        elif key[1] not in runs or not key[1]:
+            raise ConfigError(f"{'.'.join(key)}: {path} has no stage {key[1]}" + _did_you_mean(key[1], list(filter(None, runs))))
+        else:
+            _set(runs[key[1]], key[2:], value)
 
-    stages = data.pop("stages", None)
-    if stages is None:
-        stages = {data.get("stage", ""): {}}
-    elif not isinstance(stages, dict) or not stages or not all(isinstance(s, dict) for s in stages.values()):
-        raise ConfigError(f"{path}: stages: expected the name of each stage with what it changes, got {_said(stages)}")
-
-    runs = []
-    for name, changes in stages.items():
-        merged = _merged(data, changes) | {"stage": str(name)}
-        for key, value in everywhere:
-            _set(merged, key, value)
-        runs.append(_validated(merged, f"{path}: stages.{name}" if name else f"{path}"))
-    _check_references(runs, path)
-    return runs
+    sources = [f"{path}: stages.{name}" if name else f"{path}" for name in runs]
+    for name, run in runs.items():
+        if name and run.setdefault("stage", name) != name:
+            raise ConfigError(f"{path}: stage: is the name that `stages` gives; to run one stage alone, use --stage {name}")
+    configs = [_validated(run, source) for run, source in zip(runs.values(), sources)]
+    _check_references(configs, sources)
+    return configs
 
 
 def from_dict(data: Mapping[str, Any], source: str) -> Config:
@@ -335,7 +343,16 @@ def to_yaml(config: Config) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as a string."""
+    """YAML in which `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as a string. No key comes twice."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value} comes twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -345,24 +362,44 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _check_references(runs: Sequence[Config], path: str | Path) -> None:
+def _fault(error: Exception) -> str:
+    """What is wrong with a YAML file, and where in it, in one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def _stages(data: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """The runs in `data` by their names, each with what it shares with the others; a single run is called ""."""
+    if "stages" not in data:
+        return {"": data}
+    stages = data.pop("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise ConfigError(f"{source}: stages: expected the name of each stage with what it changes, got {_said(stages)}")
+    for name, changes in stages.items():
+        if not isinstance(changes, dict):
+            raise ConfigError(f"{source}: stages.{name}: expected what this stage changes, or {{}} for nothing, got {_said(changes)}")
+    return {str(name): _merged(data, changes) for name, changes in stages.items()}
+
+
+def _check_references(runs: Sequence[Config], sources: Sequence[str]) -> None:
     """`stage:NAME` must name an earlier stage of the same file."""
     earlier: list[str] = []
-    for run in runs:
+    for run, source in zip(runs, sources):
         references = [("start", run.start)] + [(f"guidance.teachers.{i}.checkpoint", teacher.checkpoint)
                                                for i, teacher in enumerate(run.guidance.teachers)]
         for key, reference in references:
             if reference is not None and reference.startswith(STAGE_PREFIX):
                 name = reference.removeprefix(STAGE_PREFIX)
                 if name not in earlier:
-                    raise ConfigError(f"{path}: stages.{run.stage}.{key}: {reference!r} names no earlier stage"
-                                      + _did_you_mean(name, earlier))
+                    raise ConfigError(f"{source}: {key}: {reference!r} names no earlier stage of the file" + _did_you_mean(name, earlier))
         earlier.append(run.stage)
 
 
 def _parse_override(override: str) -> tuple[list[str], Any]:
     key, equals, value = override.partition("=")
-    if not equals or not key or not all(key.split(".")):
+    if not equals or not all(part.strip() == part != "" for part in key.split(".")):
         raise ConfigError(f"{override!r}: expected an override of the form train.batch=16")
     try:
         return key.split("."), yaml.load(value, Loader=_Loader)
@@ -390,20 +427,27 @@ def _set(data: dict[str, Any], key: Sequence[str], value: Any) -> None:
 
 
 def _index(items: list, name: str, key: Sequence[str]) -> int:
-    if not name.isdigit() or int(name) >= len(items):
+    if not name.isdecimal() or int(name) >= len(items):
         raise ConfigError(f"{'.'.join(key)}: {name!r} is no position in a list of {len(items)}")
     return int(name)
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy of `base` with `changes` on top: sections merge, everything else is replaced."""
-    result = {key: _merged(value, {}) if isinstance(value, dict) else value for key, value in base.items()}
+    result = _copied(base)
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(result.get(key), dict):
             result[key] = _merged(result[key], value)
         else:
-            result[key] = _merged(value, {}) if isinstance(value, dict) else value
+            result[key] = _copied(value)
     return result
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy in which no two places share one object."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def _validated(data: dict[str, Any], source: str) -> Config:
@@ -415,23 +459,49 @@ def _validated(data: dict[str, Any], source: str) -> Config:
 
 def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
     """The first thing wrong, with its key: an unknown key first, since a misspelt one explains a missing one."""
-    found = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+    unknown = ("extra_forbidden", "invalid_key")
+    found = sorted(error.errors(), key=lambda e: e["type"] not in unknown)[0]
     path = [str(part) for part in found["loc"]]
     kind, given = found["type"], found["input"]
     if kind == "value_error":
         # raised by a model's own check, whose message begins with the key inside that model
         return ".".join(path + [str(found["ctx"]["error"])])
     key = ".".join(path)
-    if kind == "extra_forbidden":
-        return f"{key}: there is no such key" + _did_you_mean(path[-1], _keys_at(path[:-1]))
+    if kind in unknown:
+        return f"{key}: there is no such key" + _nearest(path)
     if kind == "missing":
         return f"{key}: is missing"
     if kind == "literal_error":
         return f"{key}: expected {found['ctx']['expected']}, got {_said(given)}"
     if kind.startswith(("model_type", "dict_type")):
         return f"{key}: expected keys and values, got {_said(given)}"
+    if kind == "string_pattern_mismatch":
+        return f"{key}: expected letters, digits, '.', '_' and '-', which make a folder's name, got {_said(given)}"
     what = found["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key}: expected {what}, got {_said(given)}"
+    if what.startswith(("greater", "less")):
+        what = f"a number {what}"
+    return f"{key}: expected {WORDS.get(what, what)}, got {_said(given)}"
+
+
+# pydantic's words for what it expects, where plainer ones exist
+WORDS = {"boolean": "true or false", "list": "a list", "string": "text"}
+
+
+def _nearest(path: Sequence[str]) -> str:
+    """The key that a wrong one was meant to be: the same in another section, or one like it in this section."""
+    elsewhere = [key for key in _all_keys(Config) if key.rpartition(".")[2] == path[-1]]
+    if elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return _did_you_mean(path[-1], _keys_at(path[:-1]))
+
+
+def _all_keys(model: type[Section]) -> Iterator[str]:
+    """Every key of the schema with its sections, such as `train.batch`."""
+    for name, field in model.model_fields.items():
+        yield name
+        position = "0." if get_origin(field.annotation) is list else ""
+        for section in _sections(field.annotation):
+            yield from (f"{name}.{position}{key}" for key in _all_keys(section))
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -445,7 +515,7 @@ def _keys_at(path: Sequence[str]) -> list[str]:
     """The keys of the section at `path` of the schema."""
     model: type[Section] = Config
     for name in path:
-        if not name.isdigit():
+        if not name.isdecimal():
             model = next(_sections(model.model_fields[name].annotation))
     return list(model.model_fields)
 
@@ -462,5 +532,7 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
 
 def _said(value: Any) -> str:
     """A value as a person wrote it, cut short."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

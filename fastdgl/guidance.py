@@ -36,7 +36,9 @@ class Guide:
     dynamic: bool = False
 
     def weight_at(self, images: int) -> float:
-        """lambda after the stage has shown `images` images."""
+        """lambda after the stage has shown `images` images; 0 without teachers."""
+        if not self.discriminators:
+            return 0.0
         return self.weight * min(images / self.ramp_images, 1) if self.ramp_images > 0 else self.weight
 
     def scores(self, images: Tensor, c: Tensor) -> list[Tensor]:

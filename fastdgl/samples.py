@@ -23,19 +23,16 @@ class SampleSheet:
     def __init__(self, dataset: ImageDataset, z_dim: int, seed: int, device: torch.device):
         self.columns, rows = grid_shape(dataset.resolution)
         random = np.random.RandomState(seed)
-        if dataset.label_dim:
-            rows = min(rows, dataset.label_dim)
-        N = self.columns * rows
-        self.z = torch.from_numpy(random.randn(N, z_dim)).float().to(device)
-        self.real, self.c = self._choose(dataset, rows, random)
-        self.c = self.c.to(device)
+        self.real, c = self._choose(dataset, rows, random)
+        self.c = c.to(device)
+        self.z = torch.from_numpy(random.randn(len(c), z_dim)).float().to(device)
 
     def _choose(self, dataset: ImageDataset, rows: int, random: np.random.RandomState) -> tuple[np.ndarray, Tensor]:
-        """Real images `[N, H, W, C]`, uint8, and their labels `[N, c_dim]`."""
+        """Real images `[N, H, W, C]`, uint8, and their labels `[N, c_dim]`; a class without images has no row."""
         order = random.permutation(len(dataset))
         if dataset.label_dim:
             classes = np.array([dataset.label(i).argmax() for i in order])
-            chosen = [np.resize(order[classes == row], self.columns) for row in range(rows) if (classes == row).any()]
+            chosen = [np.resize(order[classes == c], self.columns) for c in np.unique(classes)[:rows]]
             indices = np.concatenate(chosen)
         else:
             indices = np.resize(order, self.columns * rows)

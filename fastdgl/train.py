@@ -39,6 +39,7 @@ class Summary:
     """A finished run, for the table at the end."""
 
     stage: str
+    name: str
     folder: Path
     parameters: dict[str, int]
     macs: dict[str, int]
@@ -59,27 +60,25 @@ class Progress:
     elapsed: float = 0.0
 
 
-def train(config: Config, run: Run, folder: Path, resume_from: Path | None = None) -> Summary:
-    """One run from start, or from the checkpoint `resume_from`, to end. Called by all ranks together."""
+def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
+    """One run from start to end, or on from the newest checkpoint in the run folder `resumed`. Called by all ranks together."""
     batch = config.train.batch
     config.check_world_size(run.world_size)
-    dataset = ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional,
-                           mirror=config.images.mirror)
-    check_agreement(config, dataset)
-    student = assemble(config, dataset, run, resumed=resume_from is not None)
+    dataset = open_images(config)
+    student = assemble(config, dataset, run, resumed=resumed is not None)
     latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size)
     progress = Progress(seen=student.start_images)
-    if resume_from is not None:
-        resume(student, latents, progress, resume_from)
+    if resumed is not None:
+        resume(student, latents, progress, checkpoints.newest_checkpoint(resumed))
     end = student.start_images + round(config.train.kimg * 1000)
 
-    journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed)
+    folder = resumed or first_rank_decides(lambda: begin_folder(config))
     sheet = SampleSheet(dataset, config.model.z_dim, config.seed, run.device)
-    announce(config, run, dataset, student, journal, folder)
-    if run.rank == 0 and resume_from is None:
+    if run.rank == 0 and resumed is None:
         sheet.save_real(folder / "reals.png")
         sheet.save_fake(folder / "fakes_init.png", student.average)
-
+    journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed)
+    announce(config, run, dataset, student, journal, folder)
     images = stream(dataset, batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
                     workers=config.images.workers, device=run.device)
     with closing(images), closing(journal):
@@ -192,7 +191,7 @@ def summary(config: Config, folder: Path, dataset: ImageDataset, student: Studen
     z, c = torch.empty(1, model.z_dim), torch.empty(1, c_dim)
     networks = {"G": (student.average, z), "D": (student.gan.D.module, image)}
     return Summary(
-        stage=config.description, folder=folder, kimg=progress.seen / 1000, seconds=progress.elapsed, stats=stats,
+        stage=config.stage, name=config.description, folder=folder, kimg=progress.seen / 1000, seconds=progress.elapsed, stats=stats,
         parameters={name: parameter_count(network) for name, (network, _) in networks.items()},
         macs={name: macs(network, x, c) for name, (network, x) in networks.items()},
         snapshot=folder / snapshot_name(progress.seen), sheet=folder / sheet_name(progress.seen))
@@ -205,12 +204,12 @@ def table(summaries: Sequence[Summary]) -> str:
     for s in summaries:
         def loss(name: str) -> str:
             return f"{s.stats[name]['mean']:.3f}" if name in s.stats else "-"
-        rows.append([s.stage, f"{s.parameters['G']:,}", f"{s.macs['G'] / 1e6:,.1f} M", f"{s.parameters['D']:,}", f"{s.macs['D'] / 1e6:,.1f} M",
+        rows.append([s.name, f"{s.parameters['G']:,}", f"{s.macs['G'] / 1e6:,.1f} M", f"{s.parameters['D']:,}", f"{s.macs['D'] / 1e6:,.1f} M",
                      f"{s.kimg:g}", f"{s.seconds:.0f}", loss("Loss/G/adversarial"), loss("Loss/D/loss"), loss("Loss/G/guidance")])
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
              for row in rows]
-    lines += [""] + [f"{s.stage}: images in {s.sheet}, networks in {s.snapshot}" for s in summaries]
+    lines += [""] + [f"{s.name}: images in {s.sheet}, networks in {s.snapshot}" for s in summaries]
     return "\n".join(lines)
 
 
@@ -237,35 +236,40 @@ def newest_run(config: Config, stage: str) -> Path:
     return runs[-1]
 
 
+def open_images(config: Config) -> ImageDataset:
+    return ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional, mirror=config.images.mirror)
+
+
+def begin_folder(config: Config) -> Path:
+    """A new run folder with the resolved config in it."""
+    folder = new_run_folder(config.outdir, config.description)
+    (folder / CONFIG_NAME).write_text(configs.to_yaml(config), encoding="utf-8")
+    return folder
+
+
 def check_files(plan: Sequence[Config]) -> None:
     """Find out before the first stage what would stop a later one: missing images and teachers."""
     for config in plan:
-        ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional)
-        for reference in [config.start, *(teacher.checkpoint for teacher in config.guidance.teachers)]:
-            if reference is not None and not reference.startswith(STAGE_PREFIX):
-                checkpoints.open_snapshot(reference)
+        check_agreement(config, open_images(config))
 
 
 def train_all(plan: Sequence[Config], run: Run) -> list[Summary]:
     """The stages of a file, one after the other, each in a run folder of its own."""
-    first_rank_decides(lambda: check_files(plan))
-    finished: dict[str, Path] = {}
-    summaries = []
     for config in plan:
         config.check_world_size(run.world_size)
-        config = first_rank_decides(lambda: resolved(config, finished))
-        folder = first_rank_decides(lambda: new_run_folder(config.outdir, config.description))
-        if run.rank == 0:
-            (folder / CONFIG_NAME).write_text(configs.to_yaml(config), encoding="utf-8")
-        summaries.append(train(config, run, folder))
-        finished[config.stage] = folder
+    first_rank_decides(lambda: check_files(plan))
+    summaries: list[Summary] = []
+    for config in plan:
+        finished = {s.stage: s.folder for s in summaries}
+        summaries.append(train(first_rank_decides(lambda: resolved(config, finished)), run))
     return summaries
 
 
 def resume_run(folder: Path, overrides: Sequence[str], run: Run) -> list[Summary]:
     """Go on with the run in `folder` from its newest checkpoint."""
+    checkpoints.newest_checkpoint(folder)
     config, = configs.read(folder / CONFIG_NAME, overrides)
-    return [train(config, run, folder, resume_from=checkpoints.newest_checkpoint(folder))]
+    return [train(config, run, resumed=folder)]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -298,7 +302,8 @@ def main(config_path: Path | None, resume_folder: Path | None, stage: str | None
         where = f" (rank {run.rank})" if run.world_size > 1 else ""
         click.echo(f"Error{where}: {error}", err=True)
         sys.exit(1)
-    end_run()
+    finally:
+        end_run()
 
 
 def chosen(plan: list[Config], stage: str | None, path: Path) -> list[Config]:

@@ -16,6 +16,7 @@ from .. import config as configs
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime.config import DeepSpeedConfig  # noqa: E402
 
 # of torch.distributed's names, which are deepspeed's to follow
@@ -30,6 +31,8 @@ class ZeroEngine:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, config: configs.Config, world_size: int):
         self.module = module
+        if config.engine.precision == "fp16" and not get_accelerator().is_fp16_supported():
+            raise configs.ConfigError("engine.precision: fp16 is not supported by DeepSpeed on this device; use bf16 or fp32")
         settings = deepspeed_settings(config, world_size)
         deepspeed.init_distributed(dist_init_required=False)
         self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings,

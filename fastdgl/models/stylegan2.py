@@ -60,6 +60,14 @@ class MappingNetwork(nn.Module):
         if w_avg_beta is not None:
             self.register_buffer("w_avg", torch.zeros(w_dim))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MappingNetwork":
+        # a mean that moves by half a percent stands still in 16 bits: it stays fp32 where `bfloat16()` casts the network
+        w_avg = self._buffers.get("w_avg")
+        super()._apply(fn, recurse)
+        if w_avg is not None:
+            self.w_avg = w_avg.to(self.w_avg.device)
+        return self
+
     def forward(self, z: Tensor | None, c: Tensor | None = None, truncation_psi: float = 1.0,
                 truncation_cutoff: int | None = None, update_w_avg: bool = False) -> Tensor:
         """w for each layer of synthesis.

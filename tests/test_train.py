@@ -1,0 +1,434 @@
+"""Whole runs of train.py: stages, what they leave behind, resuming, ranks and launchers, and what bad input gets to hear."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+
+from fastdgl.checkpoints import open_snapshot, saved_checkpoints
+from fastdgl.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "fastdgl" / "train.py"
+
+TINY = {
+    "name": "tiny",
+    "images": {"path": "digits", "workers": 0},
+    "model": {"resolution": 32, "channels": 1, "conditional": True, "z_dim": 8, "w_dim": 8, "mapping_layers": 2,
+              "channel_base": 128, "channel_max": 8, "num_fp16_res": 0},
+    "loss": {"r1_gamma": 0.1, "r1_interval": 4, "path_length_interval": 2},
+    "train": {"batch": 8, "kimg": 0.048, "tick_kimg": 0.024, "ema_kimg": 0.05},
+    "engine": {"kind": "torch"},
+}
+STAGES = {
+    "teacher": {},
+    "student": {"model": {"generator_fraction": 0.5, "discriminator_fraction": 0.5}},
+    "guided": {"model": {"generator_fraction": 0.5, "discriminator_fraction": 0.5}, "start": "stage:student",
+               "guidance": {"weight": 0.1, "teachers": [{"checkpoint": "stage:teacher"}]}},
+}
+
+
+def dump(config: dict) -> str:
+    """YAML in the order given: that of the stages matters."""
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Writes a config of seconds, with changes on top; its runs go to tmp_path/runs."""
+
+    def write(**changes) -> Path:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(dump(TINY | {"outdir": str(tmp_path / "runs")} | changes))
+        return path
+
+    return write
+
+
+def train(*arguments) -> str:
+    """What a run in this process prints; it must succeed."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refusal(*arguments) -> str:
+    """The one sentence that a run in this process ends with."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1 and "Traceback" not in result.output
+    return lines[0]
+
+
+def launch(*command, **environment) -> str:
+    """What a launcher in a process of its own prints; it must succeed."""
+    bin_folder = Path(sys.executable).parent
+    path = os.pathsep.join([str(bin_folder), os.environ["PATH"]])
+    python_path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300,
+                            env=os.environ | {"PATH": path, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"} | environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def networks(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(open_snapshot(run).path)
+
+
+def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    x, y = (torch.cat([state[key].flatten() for key in sorted(a)]) for state in (a, b))
+    return float((x - y).norm() / y.norm())
+
+
+def statistics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The output and the runs of teacher, student, guided student."""
+    folder = tmp_path_factory.mktemp("stages")
+    config = folder / "tiny.yaml"
+    config.write_text(dump(TINY | {"outdir": str(folder / "runs"), "stages": STAGES}))
+    output = train("--config", config)
+    return output, sorted((folder / "runs").iterdir()), config
+
+
+class TestStages:
+    def test_each_stage_has_a_numbered_run_folder(self, finished):
+        assert [run.name for run in finished[1]] == ["00000-tiny-teacher", "00001-tiny-student", "00002-tiny-guided"]
+
+    def test_a_run_folder_holds_what_people_expect(self, finished):
+        for run in finished[1]:
+            names = {item.name for item in run.iterdir()}
+            assert {"log.txt", "stats.jsonl", "training_options.json", "config.yaml", "reals.png", "fakes_init.png", "checkpoints"} <= names
+            assert any(name.startswith("events.out.tfevents") for name in names)
+            assert any(re.fullmatch(r"fakes\d{6}\.png", name) for name in names)
+            assert any(re.fullmatch(r"network-snapshot-\d{6}\.safetensors", name) for name in names)
+
+    def test_the_sheets_show_each_class_in_a_row(self, finished):
+        sheet = Image.open(finished[1][0] / "reals.png")
+        assert sheet.size == (32 * 32, 32 * 10)
+
+    def test_the_end_is_a_table_with_costs_losses_and_places(self, finished):
+        output, runs, _ = finished
+        table = output[output.index("\nrun "):]
+        for word in ("G params", "G MACs", "seconds", "G loss", "D loss", "guidance"):
+            assert word in table
+        rows = {line.split()[0]: line.split() for line in table.splitlines() if line.startswith("tiny-") and ":" not in line}
+        assert list(rows) == ["tiny-teacher", "tiny-student", "tiny-guided"]
+        teacher, student = (int(rows[f"tiny-{name}"][1].replace(",", "")) for name in ("teacher", "student"))
+        assert student < teacher
+        assert rows["tiny-teacher"][-1] == "-" and float(rows["tiny-guided"][-1]) > 0
+        for run in runs:
+            assert f"images in {run}" in table and f"networks in {run}" in table
+
+    def test_both_terms_and_the_teachers_scores_are_logged_every_tick(self, finished):
+        for tick in statistics(finished[1][2]):
+            assert {"Loss/G/adversarial", "Loss/G/guidance", "Loss/scores/teacher0_fake", "Loss/scores/teacher0_real"} <= tick.keys()
+
+    def test_the_image_counter_goes_on_in_the_second_stage(self, finished):
+        _, student, guided = finished[1]
+        assert statistics(student)[-1]["Progress/kimg"]["mean"] == 0.048
+        assert statistics(guided)[-1]["Progress/kimg"]["mean"] == 0.096
+        assert open_snapshot(guided).seen == 96
+
+    def test_the_config_kept_is_resolved(self, finished):
+        kept = yaml.safe_load((finished[1][2] / "config.yaml").read_text())
+        assert kept["start"] == str(open_snapshot(finished[1][1]).path)
+        assert kept["guidance"]["teachers"][0]["checkpoint"] == str(open_snapshot(finished[1][0]).path)
+        assert kept["loss"]["style_mixing"] == 0.9
+
+    def test_one_stage_can_be_run_later_from_the_newest_runs(self, finished):
+        output = train("--config", finished[2], "--stage", "guided", "train.kimg=0.008")
+        assert "00003-tiny-guided" in output and "00001-tiny-student" not in output
+
+    def test_the_second_stage_begins_with_the_networks_of_the_first(self, finished):
+        """With a step too small to see, the guided student is the student."""
+        train("--config", finished[2], "--stage", "guided", "name=tiny", "train.kimg=0.008", "train.ema_kimg=1000000",
+              "optimizer.generator.lr=1e-12", "optimizer.discriminator.lr=1e-12")
+        newest = sorted(finished[1][0].parent.iterdir())[-1]
+        began, student = networks(newest), networks(finished[1][1])
+        w_avg = "G.mapping.w_avg", "G_ema.mapping.w_avg"
+        for key in began.keys() - set(w_avg):
+            torch.testing.assert_close(began[key], student[key], atol=1e-6, rtol=0)
+
+
+def test_no_guidance_and_a_weight_of_zero_are_the_same_run_bit_for_bit(tiny, tmp_path):
+    train("--config", tiny(name="teacher"))
+    teacher = open_snapshot(tmp_path / "runs" / "00000-teacher").path
+    train("--config", tiny(name="plain"))
+    train("--config", tiny(name="zero", guidance={"weight": 0, "teachers": [{"checkpoint": str(teacher)}]}))
+    train("--config", tiny(name="some", guidance={"weight": 0.1, "teachers": [{"checkpoint": str(teacher)}]}))
+    plain, zero, some = (networks(tmp_path / "runs" / name) for name in ("00001-plain", "00002-zero", "00003-some"))
+    assert all(torch.equal(plain[key], zero[key]) for key in plain)
+    assert not all(torch.equal(plain[key], some[key]) for key in plain)
+
+
+@pytest.mark.parametrize("teachers", [
+    pytest.param({"combine": "uniform", "modes": ["updated"]}, id="one-updated"),
+    pytest.param({"combine": "dynamic", "modes": ["frozen", "updated"]}, id="frozen-and-updated-dynamic"),
+])
+def test_teachers_of_every_kind_train_and_resume(tiny, tmp_path, teachers):
+    train("--config", tiny(name="teacher"))
+    snapshot = str(open_snapshot(tmp_path / "runs" / "00000-teacher").path)
+    guidance = {"weight": 0.1, "ramp_kimg": 0.024, "combine": teachers["combine"],
+                "teachers": [{"checkpoint": snapshot, "mode": mode} for mode in teachers["modes"]]}
+    config = tiny(name="guided", guidance=guidance, train=TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 9})
+    assert_resumed_equals_uninterrupted(config, tmp_path / "runs" / "00001-guided")
+
+
+def assert_resumed_equals_uninterrupted(config: Path, run: Path) -> None:
+    train("--config", config)
+    whole = networks(run)
+    # as if it had been stopped after its first checkpoint
+    first, *later = saved_checkpoints(run / "checkpoints")
+    for item in [*later, open_snapshot(run).path]:
+        shutil.rmtree(item) if item.is_dir() else item.unlink()
+    train("--resume", run)
+    assert later
+    resumed = networks(run)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tiny, tmp_path):
+    config = tiny(train=TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 9, "ema_rampup": 0.05})
+    assert_resumed_equals_uninterrupted(config, tmp_path / "runs" / "00000-tiny")
+
+
+def test_a_resumed_run_can_be_made_longer_and_counts_on(tiny, tmp_path):
+    train("--config", tiny())
+    run = tmp_path / "runs" / "00000-tiny"
+    output = train("--resume", run, "train.kimg=0.096")
+    ticks = statistics(run)
+    assert ticks[-1]["Progress/kimg"]["mean"] == 0.096
+    assert [t["Progress/tick"]["mean"] for t in ticks] == list(range(len(ticks)))
+    assert ticks[-1]["Timing/total_sec"]["mean"] > ticks[2]["Timing/total_sec"]["mean"]
+    assert "00001" not in output
+
+
+def test_old_checkpoints_are_removed(tiny, tmp_path):
+    train("--config", tiny(train=TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 1}))
+    assert len(saved_checkpoints(tmp_path / "runs" / "00000-tiny" / "checkpoints")) == 1
+
+
+def test_the_optimizers_can_be_kept_into_the_second_stage(tiny, tmp_path):
+    """Kept, the moments of Adam make another first step than fresh ones."""
+    train("--config", tiny(name="first"))
+    first = tmp_path / "runs" / "00000-first"
+    start = str(open_snapshot(first).path)
+    short = TINY["train"] | {"kimg": 0.008}
+    train("--config", tiny(name="fresh", start=start, train=short))
+    train("--config", tiny(name="kept", start=start, keep_optimizer=True, train=short))
+    fresh, kept = (networks(tmp_path / "runs" / name) for name in ("00001-fresh", "00002-kept"))
+    assert any(not torch.equal(fresh[key], kept[key]) for key in fresh if key.startswith("D."))
+    shutil.rmtree(first / "checkpoints")
+    assert "no training checkpoint beside it" in refusal("--config", tiny(start=start, keep_optimizer=True))
+
+
+def test_dry_run_prints_the_resolved_config_and_leaves_nothing(tiny, tmp_path):
+    output = train("--config", tiny(stages=STAGES), "--dry-run", "train.batch=16")
+    documents = list(yaml.safe_load_all(output))
+    assert [d["stage"] for d in documents] == ["teacher", "student", "guided"]
+    assert all(d["train"]["batch"] == 16 for d in documents)
+    assert not (tmp_path / "runs").exists()
+
+
+TWENTY_STEPS = TINY | {"train": TINY["train"] | {"kimg": 0.16, "tick_kimg": 1}}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    config = folder / "tiny.yaml"
+    config.write_text(dump(TWENTY_STEPS | {"outdir": str(folder / "runs")}))
+    # another folder, by path, as a person would from anywhere
+    launch(sys.executable, SCRIPT, "--config", config)
+    return networks(folder / "runs" / "00000-tiny")
+
+
+class TestLaunchers:
+    """Twenty steps on two ranks under each launcher equal one process of plain PyTorch."""
+
+    @pytest.mark.parametrize("launcher", [
+        pytest.param(["deepspeed", "--num_gpus", "2", "--master_port", "29871"], id="deepspeed"),
+        pytest.param(["torchrun", "--nproc_per_node", "2", "--master_port", "29872"], id="torchrun"),
+    ])
+    def test_two_ranks_equal_one_process_in_every_zero_stage(self, alone, tmp_path, launcher):
+        stages = {f"zero{stage}": {"engine": {"kind": "deepspeed", "zero_stage": stage}} for stage in (0, 1, 2)} | {"torch": {}}
+        config = tmp_path / "ranks.yaml"
+        config.write_text(dump(TWENTY_STEPS | {"outdir": str(tmp_path / "runs"), "stages": stages}))
+        output = launch(*launcher, SCRIPT, "--config", config)
+        assert "2 rank(s)" in output
+        for i, stage in enumerate(stages):
+            difference = relative_difference(networks(tmp_path / "runs" / f"{i:05d}-tiny-{stage}"), alone)
+            assert difference < 1e-5, f"{stage}: {difference:.2g}"
+
+    def test_deepspeed_resumes_bit_for_bit(self, tmp_path):
+        config = tmp_path / "tiny.yaml"
+        settings = {"outdir": str(tmp_path / "runs"), "engine": {"kind": "deepspeed", "zero_stage": 1},
+                    "train": TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 9}}
+        config.write_text(dump(TINY | settings))
+        launch(sys.executable, SCRIPT, "--config", config)
+        run = tmp_path / "runs" / "00000-tiny"
+        whole = networks(run)
+        for checkpoint in saved_checkpoints(run / "checkpoints")[1:]:
+            shutil.rmtree(checkpoint)
+        open_snapshot(run).path.unlink()
+        launch(sys.executable, SCRIPT, "--resume", run)
+        resumed = networks(run)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+    def test_an_error_on_two_ranks_ends_both_and_the_launcher_says_so(self, tmp_path):
+        config = tmp_path / "tiny.yaml"
+        config.write_text(dump(TINY | {"outdir": str(tmp_path / "runs")}))
+        with pytest.raises(AssertionError, match="cannot be shared by 2 ranks|no multiple of model.mbstd_group"):
+            launch("torchrun", "--nproc_per_node", "2", "--master_port", "29873", SCRIPT, "--config", config, "train.batch=4")
+        assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory):
+    """Snapshots of one-step runs, by what is special about them."""
+    folder = tmp_path_factory.mktemp("snapshots")
+    one_step = TINY | {"outdir": str(folder / "runs"), "train": TINY["train"] | {"kimg": 0.008}}
+    grey16 = folder / "grey16.zip"
+    write_images(grey16, {f"{i}.png": Image.new("L", (16, 16), i) for i in range(16)})
+    variants = {
+        "digits": one_step,
+        "narrow": one_step | {"model": TINY["model"] | {"generator_fraction": 0.5}},
+        "unconditional": one_step | {"model": TINY["model"] | {"conditional": False}},
+        "16px": one_step | {"images": {"path": str(grey16), "workers": 0},
+                            "model": TINY["model"] | {"resolution": 16, "conditional": False}},
+        "group8": one_step | {"model": TINY["model"] | {"mbstd_group": 8}},
+    }
+    paths = {}
+    for name, config in variants.items():
+        path = folder / f"{name}.yaml"
+        path.write_text(dump(config | {"name": name}))
+        train("--config", path)
+        paths[name] = str(open_snapshot(next((folder / "runs").glob(f"*-{name}"))).path)
+    return paths
+
+
+def write_images(path: Path, images: dict[str, Image.Image | bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, image in images.items():
+            with archive.open(name, "w") as file:
+                file.write(image) if isinstance(image, bytes) else image.save(file, "PNG")
+
+
+class TestBadInput:
+    """One sentence that names the value and what was expected, a non-zero exit, nothing written."""
+
+    def guided_by(self, checkpoint: str) -> dict:
+        return {"guidance": {"weight": 0.1, "teachers": [{"checkpoint": checkpoint}]}}
+
+    def refused(self, config: Path, tmp_path: Path, *words: str) -> None:
+        sentence = refusal("--config", config)
+        for word in words:
+            assert word in sentence
+        runs = tmp_path / "runs"
+        assert not runs.exists() or not list(runs.iterdir())
+
+    def test_missing_images(self, tiny, tmp_path):
+        self.refused(tiny(images={"path": str(tmp_path / "none.zip")}), tmp_path, "none.zip", "does not exist")
+
+    def test_empty_folder(self, tiny, tmp_path):
+        (tmp_path / "empty").mkdir()
+        self.refused(tiny(images={"path": str(tmp_path / "empty")}), tmp_path, "holds no images")
+
+    def test_wrong_size(self, tiny, tmp_path):
+        self.refused(tiny(model=TINY["model"] | {"resolution": 64}), tmp_path, "32x32", "64x64")
+
+    def test_wrong_channels(self, tiny, tmp_path):
+        self.refused(tiny(model=TINY["model"] | {"channels": 3}), tmp_path, "model.channels: 3", "have 1")
+
+    def test_labels_asked_for_and_missing(self, tiny, tmp_path):
+        write_images(tmp_path / "bare.zip", {"0.png": Image.new("L", (32, 32))})
+        self.refused(tiny(images={"path": str(tmp_path / "bare.zip")}), tmp_path, "no dataset.json")
+
+    def test_missing_teacher(self, tiny, tmp_path):
+        self.refused(tiny(**self.guided_by(str(tmp_path / "t.safetensors"))), tmp_path, "t.safetensors", "no such file")
+
+    def test_teacher_that_is_no_snapshot(self, tiny, tmp_path):
+        (tmp_path / "t.safetensors").write_bytes(b"not a snapshot")
+        self.refused(tiny(**self.guided_by(str(tmp_path / "t.safetensors"))), tmp_path, "not a snapshot of fastdgl")
+
+    def test_teacher_of_another_resolution(self, tiny, tmp_path, snapshots):
+        self.refused(tiny(**self.guided_by(snapshots["16px"])), tmp_path, "resolution 16", "32")
+
+    def test_teacher_of_other_classes(self, tiny, tmp_path, snapshots):
+        self.refused(tiny(**self.guided_by(snapshots["unconditional"])), tmp_path, "classes 0", "10")
+
+    def test_teacher_whose_minibatch_groups_do_not_fit(self, tiny, tmp_path, snapshots):
+        config = tiny(train=TINY["train"] | {"batch": 12}, **self.guided_by(snapshots["group8"]))
+        self.refused(config, tmp_path, "train.batch: 12", "multiple of 8")
+
+    def test_start_of_another_width(self, tiny, tmp_path, snapshots):
+        self.refused(tiny(start=snapshots["narrow"]), tmp_path, "does not fit the network", "instead of")
+
+    def test_batch_that_is_no_multiple_of_the_minibatch_group(self, tiny, tmp_path):
+        self.refused(tiny(train=TINY["train"] | {"batch": 6}), tmp_path, "train.batch: 6", "mbstd_group")
+
+    def test_output_that_cannot_be_written(self, tiny, tmp_path):
+        (tmp_path / "file").write_text("precious")
+        sentence = refusal("--config", tiny(outdir=str(tmp_path / "file")))
+        assert "expected a folder" in sentence and (tmp_path / "file").read_text() == "precious"
+
+    def test_corrupt_image_met_while_training(self, tiny, tmp_path):
+        images = {f"{i:02d}.png": Image.new("L", (32, 32), i) for i in range(15)} | {"15.png": b"\x89PNG broken"}
+        write_images(tmp_path / "broken.zip", images)
+        config = tiny(images={"path": str(tmp_path / "broken.zip"), "workers": 1}, model=TINY["model"] | {"conditional": False})
+        assert "15.png" in refusal("--config", config)
+
+    def test_divergence_stops_the_run_before_it_is_saved(self, tiny, tmp_path):
+        sentence = refusal("--config", tiny(optimizer={"generator": {"lr": 1e30}}))
+        assert "diverged" in sentence and "kimg" in sentence
+        assert not list((tmp_path / "runs").glob("*/network-snapshot-*"))
+
+    def test_nothing_of_an_earlier_run_is_touched(self, tiny, tmp_path):
+        train("--config", tiny())
+        run = tmp_path / "runs" / "00000-tiny"
+        before = {item: item.stat().st_mtime_ns for item in run.rglob("*") if item.is_file()}
+        refusal("--config", tiny(optimizer={"generator": {"lr": 1e30}}))
+        train("--config", tiny())
+        assert {item: item.stat().st_mtime_ns for item in run.rglob("*") if item.is_file()} == before
+
+    def test_resuming_what_has_no_checkpoint(self, tmp_path):
+        assert "no training checkpoint" in refusal("--resume", tmp_path)
+
+    def test_resuming_with_other_teachers(self, tiny, tmp_path, snapshots):
+        train("--config", tiny())
+        run = tmp_path / "runs" / "00000-tiny"
+        teacher = f"guidance.teachers=[{{checkpoint: {snapshots['digits']}, mode: updated}}]"
+        assert "teacher0" in refusal("--resume", run, teacher)
+
+    def test_misspelt_key(self, tiny, tmp_path):
+        self.refused(tiny(train={"bacth": 8}), tmp_path, "train.bacth", "did you mean batch?")
+
+    def test_unknown_stage(self, tiny):
+        assert "teacher, student, guided" in refusal("--config", tiny(stages=STAGES), "--stage", "techer")
+
+    def test_a_stage_whose_start_has_not_been_run(self, tiny):
+        sentence = refusal("--config", tiny(stages=STAGES), "--stage", "guided")
+        assert "no run of that stage" in sentence and "run it first" in sentence
+
+    @pytest.mark.parametrize("arguments", [[], ["--config", "a.yaml", "--resume", "run"]], ids=["neither", "both"])
+    def test_config_and_resume_exclude_each_other(self, arguments):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2 and "either --config FILE or --resume RUN_FOLDER" in result.output
