@@ -71,6 +71,9 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
     Args:
         c_dim: Number of classes of the training set.
         seen: Real images shown to D so far.
+
+    Raises:
+        CheckpointError: It cannot be written there; nothing is left behind.
     """
     tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous()
                for name, network in networks.items() for key, value in network.state_dict().items()}
@@ -78,8 +81,13 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
               "G": config.model.generator_arguments(c_dim), "D": config.model.discriminator_arguments(c_dim),
               "config": configs.to_dict(config)}
     temporary = path.with_name(path.name + ".tmp")
-    safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps(header)})
-    os.replace(temporary, path)
+    try:
+        safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps(header)})
+        os.replace(temporary, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def open_snapshot(path: str | Path) -> Snapshot:
@@ -101,6 +109,8 @@ def open_snapshot(path: str | Path) -> Snapshot:
             header = json.loads((file.metadata() or {})["fastdgl"])
         if header["format"] != FORMAT:
             raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
+        if header["family"] not in models.FAMILIES:
+            raise CheckpointError(f"{path}: holds networks of family {header['family']!r}; expected one of {', '.join(models.FAMILIES)}")
         return Snapshot(path, header["family"], {"G": header["G"], "D": header["D"]}, header["seen"])
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError):
         raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "

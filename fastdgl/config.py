@@ -203,6 +203,7 @@ class Engine(Section):
     precision: Of the parameters and gradients. The recommended 16-bit training is fp32 here with
         `model.num_fp16_res`; `fp16` and `bf16` keep whole networks in 16 bits with fp32 masters.
     initial_scale_power: fp16's loss scale starts at 2 to this power.
+    allow_tf32: fp32 convolutions on a GPU may use TF32: faster, and no longer the numbers of the paper.
     """
 
     kind: Literal["deepspeed", "torch"] = "deepspeed"
@@ -210,6 +211,7 @@ class Engine(Section):
     zero_options: dict[str, Any] = {}
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     initial_scale_power: Annotated[int, Field(ge=0, le=24)] = 8
+    allow_tf32: bool = False
 
     @model_validator(mode="after")
     def check_precision(self) -> "Engine":

@@ -74,10 +74,13 @@ def generator_step(gan: Adversaries, latents: Latents, loss: configs.Loss, N: in
         record("Loss/scores/fake", logits)
         record("Loss/signs/fake", logits.sign())
         record("Loss/G/adversarial", adversarial)
-        if guidance_weight > 0:
-            scores = gan.guide.scores(fake, c)
-            guidance = guidance_loss(scores, gan.guide.dynamic)
-            objective = objective + guidance_weight * guidance.mean()
+        if gan.guide.discriminators:
+            # at lambda 0 the teachers are watched, and cannot do harm
+            with torch.set_grad_enabled(guidance_weight > 0):
+                scores = gan.guide.scores(fake, c)
+                guidance = guidance_loss(scores, gan.guide.dynamic)
+            if guidance_weight > 0:
+                objective = objective + guidance_weight * guidance.mean()
             record("Loss/G/guidance", guidance)
             for i, score in enumerate(scores):
                 record(f"Loss/scores/teacher{i}_fake", score)

@@ -20,7 +20,7 @@ from fastdgl import checkpoints, config as configs, ema, steps
 from fastdgl.assembly import Student, assemble, check_agreement
 from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
-from fastdgl.engines import Run, end_run, first_rank_decides, start_run
+from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, start_run
 from fastdgl.images import DatasetError, ImageDataset, stream
 from fastdgl.journal import Journal, RunFolderError, Statistic, new_run_folder
 from fastdgl.latents import Latents
@@ -64,6 +64,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     """One run from start to end, or on from the newest checkpoint in the run folder `resumed`. Called by all ranks together."""
     batch = config.train.batch
     config.check_world_size(run.world_size)
+    allow_tf32(config.engine.allow_tf32)
     dataset = open_images(config)
     student = assemble(config, dataset, run, resumed=resumed is not None)
     latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size)
@@ -106,7 +107,7 @@ def iterate(student: Student, real: torch.Tensor, real_c: torch.Tensor, latents:
             journal: Journal) -> None:
     """One iteration: G, D, their lazy regularization, the average."""
     gan, loss, N, i = student.gan, config.loss, len(real), progress.iteration
-    guidance_weight = gan.guide.weight_at(progress.seen - student.start_images) if gan.guide.discriminators else 0.0
+    guidance_weight = gan.guide.weight_at(progress.seen - student.start_images)
     steps.generator_step(gan, latents, loss, N, guidance_weight, journal.record)
     if loss.path_length_interval and i % loss.path_length_interval == 0:
         steps.path_length_step(gan, latents, loss, N, journal.record)
@@ -230,7 +231,7 @@ def resolved(config: Config, finished: dict[str, Path]) -> Config:
 def newest_run(config: Config, stage: str) -> Path:
     """The folder of the newest run of another stage of the same file."""
     description = config.model_copy(update={"stage": stage}).description
-    runs = sorted(Path(config.outdir).glob(f"[0-9]*-{description}"))
+    runs = sorted(folder for folder in Path(config.outdir).glob(f"*-{description}") if folder.name.removesuffix(f"-{description}").isdigit())
     if not runs:
         raise CheckpointError(f"{STAGE_PREFIX}{stage}: no run of that stage in {config.outdir}; run it first")
     return runs[-1]

@@ -117,6 +117,16 @@ def test_what_the_first_rank_finds_is_known_to_all(tmp_path):
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["no 0 0.5"] * 2
 
 
+def test_overflow_in_a_gradient_is_bounded_where_blocks_compute_in_16_bits():
+    config = tiny(kind="torch")
+    mixed = config.model_copy(update={"model": config.model.model_copy(update={"num_fp16_res": 1})})
+    overflowed = torch.tensor([[float("nan"), float("inf"), -float("inf"), 2.0]])
+    for settings, expected in ((mixed, torch.tensor([[0.0, 1e5, -1e5, 2.0]])), (config, overflowed)):
+        engine = make_engine(torch.nn.Linear(4, 1, bias=False), config.optimizer.generator, 0, settings, run=None)
+        engine.backward((engine.module.weight * overflowed).sum())
+        assert torch.equal(engine.module.weight.grad.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("interval, lr, beta2", [(4, 0.002 * 0.8, 0.99**0.8), (16, 0.002 * 16 / 17, 0.99 ** (16 / 17)), (0, 0.002, 0.99)])
 def test_adam_is_corrected_for_lazy_regularization(interval, lr, beta2):
     config = tiny(kind="torch")

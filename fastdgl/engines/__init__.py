@@ -55,6 +55,7 @@ def start_run() -> Run:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
     if not dist.is_initialized():
         backend = "nccl" if on_gpu else "gloo"
         if world_size > 1:
@@ -62,6 +63,12 @@ def start_run() -> Run:
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return Run(rank, world_size, device)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether fp32 convolutions and matrix products on a GPU may round their inputs to 10 bits."""
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def first_rank_decides(action: Callable[[], T]) -> T:
@@ -106,11 +113,27 @@ def make_engine(module: nn.Module, adam: configs.Adam, regularization_interval: 
     k = regularization_interval
     c = k / (k + 1) if k else 1.0
     optimizer = torch.optim.Adam(module.parameters(), lr=adam.lr * c, betas=(adam.beta1**c, adam.beta2**c), eps=adam.eps)
+    # fp16's loss scale needs to see what overflows; without one, overflow is bounded
+    if config.model.num_fp16_res and config.engine.precision != "fp16":
+        bound_gradients(module)
     if config.engine.kind == "torch":
         return TorchEngine(module, optimizer)
     # deepspeed takes seconds to import, and plain training does not need it
     from .zero import ZeroEngine
     return ZeroEngine(module, optimizer, config, run.world_size)
+
+
+def bound_gradients(module: nn.Module) -> None:
+    """From now on replace what overflowed in a gradient: NaN by 0, infinity by 1e5.
+
+    Blocks that compute in fp16 without a loss scale overflow now and then; StyleGAN2-ADA trains through it this way.
+    """
+
+    def bound(parameter: nn.Parameter) -> None:
+        torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
+
+    for parameter in module.parameters():
+        parameter.register_post_accumulate_grad_hook(bound)
 
 
 class TorchEngine:

@@ -1,0 +1,401 @@
+"""Configs: what is shipped is valid, and what a person mistypes is one sentence with its key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastdgl import config as configs
+from fastdgl.config import ConfigError
+
+SHIPPED = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+BASE = "images: {path: digits}\nmodel: {resolution: 32}\n"
+STAGES = """
+guidance: {teachers: [{checkpoint: a.safetensors}, {checkpoint: b.safetensors}]}
+train: {batch: 8}
+stages:
+  teacher: {}
+  student: {train: {batch: 16}, model: {generator_fraction: 0.5}}
+"""
+
+
+def read(tmp_path, text, *overrides):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return configs.read(path, overrides)
+
+
+def complaint(tmp_path, text, *overrides):
+    """The sentence of the error, without the file it begins with."""
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, text, *overrides)
+    sentence = str(error.value)
+    assert "\n" not in sentence and "pydantic" not in sentence
+    return sentence.removeprefix(f"{tmp_path / 'run.yaml'}: ")
+
+
+def claims(*rows):
+    """Cases of (text, what is said), named by the text."""
+    return [pytest.param(text, said, id=text) for text, said in rows]
+
+
+# what is shipped
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+class TestShipped:
+    def test_is_valid(self, path):
+        runs = configs.read(path)
+        assert runs and len({run.description for run in runs}) == len(runs)
+
+    def test_runs_on_one_rank(self, path):
+        for run in configs.read(path):
+            run.check_world_size(1)
+
+    def test_survives_being_written_and_read(self, path, tmp_path):
+        for run in configs.read(path):
+            # as a run folder holds it, where references to stages have become files
+            teachers = [teacher.model_copy(update={"checkpoint": "teacher.safetensors"}) for teacher in run.guidance.teachers]
+            run = run.model_copy(update={"start": run.start and "start.safetensors",
+                                         "guidance": run.guidance.model_copy(update={"teachers": teachers})})
+            assert read(tmp_path, configs.to_yaml(run)) == [run]
+            assert configs.from_dict(configs.to_dict(run), "a snapshot") == run
+
+
+def test_quickstart_is_shipped():
+    assert "quickstart" in [path.stem for path in SHIPPED]
+
+
+# what is read
+
+def test_defaults_are_the_papers(tmp_path):
+    run, = read(tmp_path, BASE)
+    assert (run.optimizer.generator.lr, run.optimizer.generator.beta1, run.optimizer.generator.beta2, run.optimizer.generator.eps) == (0.002, 0, 0.99, 1e-8)
+    assert run.optimizer.discriminator == run.optimizer.generator
+    assert (run.loss.r1_interval, run.loss.path_length_interval, run.loss.path_length_weight, run.loss.path_length_decay) == (16, 4, 2, 0.01)
+    assert (run.loss.style_mixing, run.loss.path_length_batch_shrink, run.guidance.weight, run.train.ema_kimg) == (0.9, 2, 0.1, 10)
+    assert (run.model.mapping_layers, run.model.w_dim, run.model.conv_clamp, run.model.narrow_const, run.model.mbstd_group) == (8, 512, 256, False, 4)
+    assert (run.model.channel_base, run.model.channel_max, run.train.batch, run.train.kimg) == (32768, 512, 32, 25000)
+
+
+@pytest.mark.parametrize(("given", "gamma"), [("null", 0.0002 * 32**2 / 16), ("10", 10), ("0", 0)], ids=["heuristic", "given", "none"])
+def test_r1_gamma(tmp_path, given, gamma):
+    run, = read(tmp_path, BASE, f"loss.r1_gamma={given}", "train.batch=16")
+    assert run.r1_gamma == gamma
+
+
+def test_a_run_without_stages_has_the_name_alone(tmp_path):
+    run, = read(tmp_path, BASE + "name: mine")
+    assert (run.stage, run.description) == ("", "mine")
+
+
+def test_stages_are_runs_in_order_that_share_the_rest(tmp_path):
+    teacher, student = read(tmp_path, BASE + STAGES)
+    assert (teacher.description, student.description) == ("run-teacher", "run-student")
+    assert (teacher.train.batch, student.train.batch) == (8, 16)
+    assert (teacher.model.generator_fraction, student.model.generator_fraction) == (1, 0.5)
+    assert teacher.model.resolution == student.model.resolution == 32
+
+
+def test_a_stage_replaces_a_list_whole(tmp_path):
+    teacher, _, guided = read(tmp_path, BASE + STAGES + "  guided: {guidance: {teachers: []}}\n")
+    assert len(teacher.guidance.teachers) == 2 and guided.guidance.teachers == []
+
+
+def test_a_stage_may_start_from_an_earlier_one(tmp_path):
+    runs = read(tmp_path, BASE + "stages: {one: {}, two: {start: 'stage:one', guidance: {teachers: [{checkpoint: 'stage:one'}]}}}")
+    assert runs[1].start == runs[1].guidance.teachers[0].checkpoint == "stage:one"
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.e-3", "0.001", "+1e-3", "10e-4"])
+def test_a_number_is_a_number_however_written(tmp_path, text):
+    from_file, = read(tmp_path, BASE + f"optimizer: {{generator: {{lr: {text}}}}}")
+    overridden, = read(tmp_path, BASE, f"optimizer.generator.lr={text}")
+    assert from_file.optimizer.generator.lr == overridden.optimizer.generator.lr == 0.001
+
+
+def test_a_part_repeated_by_yaml_can_be_changed_in_one_place(tmp_path):
+    text = BASE + "stages:\n  one: &same {train: {batch: 8}}\n  two: *same\n"
+    one, two = read(tmp_path, text, "stages.one.train.batch=4")
+    assert (one.train.batch, two.train.batch) == (4, 8)
+
+
+def test_a_part_repeated_within_a_run_too(tmp_path):
+    run, = read(tmp_path, BASE + "optimizer: {generator: &same {lr: 1e-3}, discriminator: *same}", "optimizer.generator.lr=1e-4")
+    assert (run.optimizer.generator.lr, run.optimizer.discriminator.lr) == (1e-4, 1e-3)
+
+
+# overrides
+
+def test_an_override_reaches_every_stage(tmp_path):
+    assert [run.train.batch for run in read(tmp_path, BASE + STAGES, "train.batch=4")] == [4, 4]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["first", "last"])
+def test_an_override_of_one_stage_has_the_last_word(tmp_path, order):
+    overrides = ["stages.student.train.batch=12", "train.batch=4"][::order]
+    assert [run.train.batch for run in read(tmp_path, BASE + STAGES, *overrides)] == [4, 12]
+
+
+def test_the_last_of_two_overrides_counts(tmp_path):
+    assert read(tmp_path, BASE, "train.batch=4", "train.batch=8")[0].train.batch == 8
+
+
+def test_an_override_makes_the_section_it_needs(tmp_path):
+    assert read(tmp_path, BASE, "optimizer.generator.lr=0.5")[0].optimizer.generator.lr == 0.5
+    assert read(tmp_path, BASE + "train:\n", "train.batch=8")[0].train.batch == 8
+
+
+def test_an_override_reaches_into_a_list(tmp_path):
+    runs = read(tmp_path, BASE + STAGES, "guidance.teachers.1.checkpoint=c", "stages.student.guidance.teachers.0.mode=updated")
+    assert [[teacher.checkpoint for teacher in run.guidance.teachers] for run in runs] == [["a.safetensors", "c"]] * 2
+    assert [run.guidance.teachers[0].mode for run in runs] == ["frozen", "updated"]
+
+
+@pytest.mark.parametrize(("override", "get", "value"), [
+    pytest.param("train.ema_rampup=null", lambda run: run.train.ema_rampup, None, id="null"),
+    pytest.param("train.ema_rampup=0.05", lambda run: run.train.ema_rampup, 0.05, id="number"),
+    pytest.param("train.kimg=1", lambda run: run.train.kimg, 1, id="integer-for-a-number"),
+    pytest.param("images.mirror=true", lambda run: run.images.mirror, True, id="true"),
+    pytest.param("start=a=b.safetensors", lambda run: run.start, "a=b.safetensors", id="equals-sign"),
+    pytest.param("guidance.teachers=[]", lambda run: run.guidance.teachers, [], id="empty-list"),
+    pytest.param("guidance.teachers=[{checkpoint: x}]", lambda run: run.guidance.teachers[0].checkpoint, "x", id="list"),
+    pytest.param("engine.zero_options.overlap_comm=true", lambda run: run.engine.zero_options, {"overlap_comm": True}, id="free-section"),
+    pytest.param("train={batch: 4}", lambda run: run.train.batch, 4, id="section"),
+])
+def test_an_override_is_yaml(tmp_path, override, get, value):
+    assert get(read(tmp_path, BASE, override)[0]) == value
+
+
+# what is refused
+
+@pytest.mark.parametrize(("text", "said"), claims(
+    ("trian: {batch: 8}", "trian: there is no such key; did you mean train?"),
+    ("train: {bacth: 8}", "train.bacth: there is no such key; did you mean batch?"),
+    ("optimizer: {generator: {bet1: 0}}", "optimizer.generator.bet1: there is no such key; did you mean beta1?"),
+    ("guidance: {teachers: [{checkpoint: a}, {checkpoint: b, moed: frozen}]}", "guidance.teachers.1.moed: there is no such key; did you mean mode?"),
+    ("batch: 8", "batch: there is no such key; did you mean train.batch?"),
+    ("teachers: []", "teachers: there is no such key; did you mean guidance.teachers?"),
+    ("train: {lr: 1}", "train.lr: there is no such key; did you mean optimizer.generator.lr or optimizer.discriminator.lr?"),
+    ("images2: 5", "images2: there is no such key; did you mean images?"),
+    ("guidance: {zzz: 1}", "guidance.zzz: there is no such key; expected one of weight, ramp_kimg, combine, teachers"),
+    ("5: 6", "5: there is no such key; expected one of name, stage, seed, "),
+    ("guidance: {6: 7}", "guidance.6: there is no such key; expected one of weight, ramp_kimg, combine, teachers"),
+))
+def test_names_an_unknown_key_and_the_nearest_one(tmp_path, text, said):
+    sentence = complaint(tmp_path, BASE + text)
+    assert sentence.startswith(said) if said.endswith(", ") else sentence == said
+
+
+def test_names_the_unknown_key_before_the_one_it_was_meant_to_be(tmp_path):
+    sentence = complaint(tmp_path, "images: {path: digits}\nmodel: {resolutoin: 32}")
+    assert sentence == "model.resolutoin: there is no such key; did you mean resolution?"
+
+
+@pytest.mark.parametrize(("text", "said"), claims(
+    ("train: {batch: '16'}", "train.batch: expected integer, got '16'"),
+    ("train: {batch: true}", "train.batch: expected integer, got true"),
+    ("train: {batch: 16.0}", "train.batch: expected integer, got 16.0"),
+    ("train: {batch: }", "train.batch: expected integer, got nothing"),
+    ("train: {kimg: true}", "train.kimg: expected number, got true"),
+    ("train: {kimg: 5k}", "train.kimg: expected number, got '5k'"),
+    ("train: {kimg: .inf}", "train.kimg: expected a finite number, got inf"),
+    ("guidance: {weight: .nan}", "guidance.weight: expected a finite number, got nan"),
+    ("optimizer: {generator: {lr: fast}}", "optimizer.generator.lr: expected number, got 'fast'"),
+    ("keep_optimizer: 1", "keep_optimizer: expected true or false, got 1"),
+    ("name: 5", "name: expected text, got 5"),
+    ("start: 5", "start: expected text, got 5"),
+    ("train: 5", "train: expected keys and values, got 5"),
+    ("train:", "train: expected keys and values, got nothing"),
+    ("train: [batch]", "train: expected keys and values, got ['batch']"),
+    ("guidance: {teachers: {checkpoint: a}}", "guidance.teachers: expected a list, got {'checkpoint': 'a'}"),
+    ("guidance: {teachers: [a]}", "guidance.teachers.0: expected keys and values, got 'a'"),
+    ("guidance: {combine: mean}", "guidance.combine: expected 'uniform' or 'dynamic', got 'mean'"),
+    ("engine: {zero_stage: 3}", "engine.zero_stage: expected 0, 1 or 2, got 3"),
+    ("engine: {zero_stage: true}", "engine.zero_stage: expected 0, 1 or 2, got 'true'"),
+    ("engine: {kind: horovod}", "engine.kind: expected 'deepspeed' or 'torch', got 'horovod'"),
+    ("engine: {zero_options: 5}", "engine.zero_options: expected keys and values, got 5"),
+))
+def test_names_a_wrong_type(tmp_path, text, said):
+    assert complaint(tmp_path, BASE + text) == said
+
+
+@pytest.mark.parametrize(("model", "said"), claims(
+    ("{resolution: '32'}", "model.resolution: expected integer, got '32'"),
+    ("{resolution: 33}", "model.resolution: 33 is not a power of two of at least 8"),
+    ("{resolution: 4}", "model.resolution: 4 is not a power of two of at least 8"),
+    ("{resolution: 32, family: stylegan3}", "model.family: expected 'stylegan2', got 'stylegan3'"),
+    ("{resolution: 32, channels: 4}", "model.channels: expected 1 or 3, got 4"),
+    ("{resolution: 32, channels: true}", "model.channels: expected 1 or 3, got 'true'"),
+    ("{resolution: 32, low_precision: fp16}", "model.low_precision: expected 'float16' or 'bfloat16', got 'fp16'"),
+    ("{resolution: 32, generator_fraction: 1/2}", "model.generator_fraction: expected number, got '1/2'"),
+    ("{resolution: 32, generator_fraction: 2}", "model.generator_fraction: expected a number less than or equal to 1, got 2"),
+    ("{resolution: 32, discriminator_fraction: 0}", "model.discriminator_fraction: expected a number greater than 0, got 0"),
+    ("{resolution: 32, generator_fraction: 0.3}",
+     "model.generator_fraction: 0.3 of the 512 channels at 4x4 is 153.6; expected a whole number of at least 1"),
+    ("{resolution: 1024, channel_base: 1024, discriminator_fraction: 0.5}",
+     "model.discriminator_fraction: 0.5 of the 1 channels at 1024x1024 is 0.5; expected a whole number of at least 1"),
+    ("{resolution: 32, channel_base: 8}", "model.channel_base: 8 leaves no channel at 16x16; expected at least 32"),
+))
+def test_names_what_the_networks_cannot_be(tmp_path, model, said):
+    assert complaint(tmp_path, f"images: {{path: digits}}\nmodel: {model}") == said
+
+
+@pytest.mark.parametrize(("text", "said"), claims(
+    ("train: {batch: 0}", "train.batch: expected a number greater than 0, got 0"),
+    ("seed: -1", "seed: expected a number greater than or equal to 0, got -1"),
+    ("seed: 4294967296", "seed: expected a number less than 4294967296, got 4294967296"),
+    ("guidance: {weight: -0.1}", "guidance.weight: expected a number greater than or equal to 0, got -0.1"),
+    ("loss: {style_mixing: 1.5}", "loss.style_mixing: expected a number less than or equal to 1, got 1.5"),
+    ("optimizer: {generator: {beta2: 1}}", "optimizer.generator.beta2: expected a number less than 1, got 1"),
+    ("name: a/b", "name: expected letters, digits, '.', '_' and '-', which make a folder's name, got 'a/b'"),
+    ("name: ''", "name: expected letters, digits, '.', '_' and '-', which make a folder's name, got ''"),
+    ("stages: {a/b: {}}", "stages.a/b: stage: expected letters, digits, '.', '_' and '-', which make a folder's name, got 'a/b'"),
+))
+def test_names_a_value_out_of_range(tmp_path, text, said):
+    assert complaint(tmp_path, BASE + text) == said
+
+
+@pytest.mark.parametrize(("text", "said"), claims(
+    ("keep_optimizer: true", "keep_optimizer: true needs start, the run whose optimizers to keep"),
+    ("engine: {kind: torch, precision: bf16}", "engine.precision: bf16 needs kind: deepspeed; plain torch trains in fp32"),
+    ("engine: {zero_options: {stage: 3}}", "engine.zero_options: `stage` is set by zero_stage"),
+    ("loss: {path_length_batch_shrink: 5}", "loss.path_length_batch_shrink: 5 does not divide train.batch, which is 32"),
+))
+def test_names_what_does_not_go_together(tmp_path, text, said):
+    assert complaint(tmp_path, BASE + text) == said
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    pytest.param("model: {resolution: 32}", "images: is missing", id="images"),
+    pytest.param("images: {path: digits}", "model: is missing", id="model"),
+    pytest.param("images: {}\nmodel: {resolution: 32}", "images.path: is missing", id="path"),
+    pytest.param("images: {path: digits}\nmodel: {}", "model.resolution: is missing", id="resolution"),
+    pytest.param(BASE + "guidance: {teachers: [{mode: frozen}]}", "guidance.teachers.0.checkpoint: is missing", id="teacher"),
+    pytest.param("images: digits\nmodel: {resolution: 32}", "images: expected keys and values, got 'digits'", id="path-alone"),
+])
+def test_names_what_is_missing(tmp_path, text, said):
+    assert complaint(tmp_path, text) == said
+
+
+@pytest.mark.parametrize(("text", "said"), claims(
+    ("stages: []", "stages: expected the name of each stage with what it changes, got []"),
+    ("stages:", "stages: expected the name of each stage with what it changes, got nothing"),
+    ("stages: {}", "stages: expected the name of each stage with what it changes, got {}"),
+    ("stages: {a: }", "stages.a: expected what this stage changes, or {} for nothing, got nothing"),
+    ("stages: {a: {trian: {}}}", "stages.a: trian: there is no such key; did you mean train?"),
+    ("stages: {a: {}, b: {train: {batch: x}}}", "stages.b: train.batch: expected integer, got 'x'"),
+    ("stages: {a: {stage: b}}", "stage: is the name that `stages` gives; to run one stage alone, use --stage a"),
+    ("stages: {student: {}, b: {start: 'stage:studnet'}}",
+     "stages.b: start: 'stage:studnet' names no earlier stage of the file; did you mean student?"),
+    ("stages: {a: {start: 'stage:b'}, b: {}}", "stages.a: start: 'stage:b' names no earlier stage of the file"),
+    ("stages: {a: {start: 'stage:a'}}", "stages.a: start: 'stage:a' names no earlier stage of the file"),
+    ("stages: {a: {}, b: {guidance: {teachers: [{checkpoint: x}, {checkpoint: 'stage:c'}]}}}",
+     "stages.b: guidance.teachers.1.checkpoint: 'stage:c' names no earlier stage of the file; expected one of a"),
+    ("start: stage:teacher", "start: 'stage:teacher' names no earlier stage of the file"),
+))
+def test_names_what_is_wrong_with_a_stage(tmp_path, text, said):
+    assert complaint(tmp_path, BASE + text) == said
+
+
+@pytest.mark.parametrize(("override", "said"), claims(
+    ("train.batch", "'train.batch': expected an override of the form train.batch=16"),
+    ("=16", "'=16': expected an override of the form train.batch=16"),
+    ("train..batch=16", "'train..batch=16': expected an override of the form train.batch=16"),
+    ("train.=16", "'train.=16': expected an override of the form train.batch=16"),
+    ("train.batch =16", "'train.batch =16': expected an override of the form train.batch=16"),
+    ("train.batch=[", "'train.batch=[': the value is not valid YAML"),
+    ("train.batch=", "stages.teacher: train.batch: expected integer, got nothing"),
+    ("trian.batch=4", "stages.teacher: trian: there is no such key; did you mean train?"),
+    ("--train.batch=4", "stages.teacher: --train: there is no such key; did you mean train?"),
+    ("train.batch.x=5", "train.batch.x: train.batch is 8, not a section"),
+    ("guidance.teachers.2.mode=frozen", "guidance.teachers.2.mode: '2' is no position in a list of 2"),
+    ("guidance.teachers.-1.mode=frozen", "guidance.teachers.-1.mode: '-1' is no position in a list of 2"),
+    ("guidance.teachers.checkpoint=x", "guidance.teachers.checkpoint: 'checkpoint' is no position in a list of 2"),
+    ("guidance.teachers.²=x", "guidance.teachers.²: '²' is no position in a list of 2"),
+    ("stage=student", "stage: is the name that `stages` gives; to run one stage alone, use --stage teacher"),
+    ("stages.student=5", "stages.student: expected an override of the form stages.NAME.train.batch=16"),
+))
+def test_names_what_is_wrong_with_an_override(tmp_path, override, said):
+    assert complaint(tmp_path, BASE + STAGES, override) == said
+
+
+@pytest.mark.parametrize(("text", "close"), [(BASE, ""), (BASE + STAGES, "; did you mean student?")], ids=["no-stages", "stages"])
+def test_an_override_makes_no_new_stage(tmp_path, text, close):
+    sentence = complaint(tmp_path, text, "stages.studnet.train.batch=4")
+    assert sentence == f"stages.studnet.train.batch: {tmp_path / 'run.yaml'} has no stage studnet{close}"
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    pytest.param("", "expected keys and values, such as `train:`, got nothing", id="empty"),
+    pytest.param("# all commented out\n", "expected keys and values, such as `train:`, got nothing", id="comments"),
+    pytest.param("- train", "expected keys and values, such as `train:`, got ['train']", id="list"),
+    pytest.param("train", "expected keys and values, such as `train:`, got 'train'", id="word"),
+    pytest.param("train: [", "is not valid YAML: line 1, column 9: expected the node content, but found '<stream end>'", id="unclosed"),
+    pytest.param("a:\n\tb: 5", "is not valid YAML: line 2, column 1: found character '\\t' that cannot start any token", id="tab"),
+    pytest.param(BASE + "train: {}\ntrain: {}", "is not valid YAML: line 4, column 1: the key train comes twice", id="key-twice"),
+    pytest.param("stages: {a: {}, a: {}}", "is not valid YAML: line 1, column 17: the key a comes twice", id="stage-twice"),
+    pytest.param("a: !!python/name:os.system x", "is not valid YAML: line 1, column 4: could not determine a constructor for the tag "
+                 "'tag:yaml.org,2002:python/name:os.system'", id="code"),
+])
+def test_names_what_is_wrong_with_the_file(tmp_path, text, said):
+    assert complaint(tmp_path, text) == said
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."], ids=["missing", "folder"])
+def test_names_a_file_that_cannot_be_read(tmp_path, name):
+    with pytest.raises(ConfigError) as error:
+        configs.read(tmp_path / name)
+    assert str(error.value).startswith(f"{tmp_path / name}: cannot be read: ")
+
+
+def test_names_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="run.yaml: is not valid YAML: 'utf-8' codec can't decode"):
+        configs.read(tmp_path / "run.yaml")
+
+
+def test_every_complaint_begins_with_the_file(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, BASE + "trian: 5")
+    assert str(error.value).startswith(f"{tmp_path / 'run.yaml'}: ")
+
+
+# the ranks
+
+@pytest.mark.parametrize(("ranks", "overrides", "said"), [
+    pytest.param(3, [], "train.batch: 32 cannot be shared by 3 ranks; use a multiple of 3", id="ranks"),
+    pytest.param(16, [], "train.batch: 32 on 16 rank(s) is 2 each, which is no multiple of model.mbstd_group, 4; use a multiple of 64", id="group"),
+    pytest.param(1, ["train.batch=6"], "train.batch: 6 on 1 rank(s) is 6 each, which is no multiple of model.mbstd_group, 4; use a multiple of 4",
+                 id="group-on-one"),
+    pytest.param(8, ["loss.path_length_batch_shrink=8"], "loss.path_length_batch_shrink: 32 / 8 images cannot be shared by 8 ranks", id="path-length"),
+])
+def test_refuses_a_batch_that_the_ranks_cannot_share(tmp_path, ranks, overrides, said):
+    run, = read(tmp_path, BASE, *overrides)
+    with pytest.raises(ConfigError) as error:
+        run.check_world_size(ranks)
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_allows_a_batch_that_the_ranks_can_share(tmp_path, ranks):
+    read(tmp_path, BASE)[0].check_world_size(ranks)
+
+
+def test_the_batch_of_path_length_matters_only_where_there_is_one(tmp_path):
+    run, = read(tmp_path, BASE, "loss.path_length_batch_shrink=8", "loss.path_length_interval=0")
+    run.check_world_size(8)
+    assert read(tmp_path, BASE, "loss.path_length_batch_shrink=5", "loss.path_length_interval=0")
+
+
+# what is written
+
+def test_the_resolved_config_says_everything(tmp_path):
+    run, = read(tmp_path, BASE)
+    written = yaml.safe_load(configs.to_yaml(run))
+    assert list(written) == list(type(run).model_fields)
+    assert written["train"]["kimg"] == 25000 and written["model"]["conv_clamp"] == 256
+
+
+def test_from_dict_names_its_source():
+    with pytest.raises(ConfigError, match="^the header: images: is missing$"):
+        configs.from_dict({"model": {"resolution": 32}}, "the header")

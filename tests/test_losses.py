@@ -1,0 +1,84 @@
+"""The losses against their formulas, and the penalties of functions whose gradients are known."""
+
+import numpy as np
+import pytest
+import torch
+from numerics import normal
+
+from fastdgl.losses import nonsaturating_discriminator_loss, nonsaturating_generator_loss, path_lengths, r1_penalty
+
+LOGITS = torch.tensor([[-200.0], [-3.0], [0.0], [0.5], [200.0]], dtype=torch.float64)
+
+
+def softplus(t):
+    return np.logaddexp(0, t)
+
+
+def test_generator_loss_is_softplus_of_minus_the_logit():
+    np.testing.assert_allclose(nonsaturating_generator_loss(LOGITS), softplus(-LOGITS.numpy()), rtol=1e-12)
+    # small where D takes the image for real
+    assert nonsaturating_generator_loss(torch.tensor([[9.0]])) < nonsaturating_generator_loss(torch.tensor([[-9.0]]))
+
+
+def test_discriminator_loss_sums_both_sides():
+    real, fake = LOGITS, LOGITS.flip(0)
+    expected = softplus(fake.numpy()) + softplus(-real.numpy())
+    np.testing.assert_allclose(nonsaturating_discriminator_loss(real, fake), expected, rtol=1e-12)
+    assert nonsaturating_discriminator_loss(torch.tensor([[9.0]]), torch.tensor([[-9.0]])).item() < 1e-3
+
+
+def test_losses_are_finite_where_exp_is_not():
+    logits = torch.tensor([[-1e4], [1e4]])
+    assert nonsaturating_generator_loss(logits).flatten().tolist() == [1e4, 0]
+    assert nonsaturating_discriminator_loss(logits, logits).flatten().tolist() == [1e4, 1e4]
+
+
+def test_r1_of_a_quadratic():
+    """D(x) = |x|^2 / 2 has the gradient x, so the penalty is |x|^2 and its own gradient 2 x."""
+    x = normal(3, 2, 4, 4).requires_grad_()
+    penalty = r1_penalty(x.square().sum(dim=[1, 2, 3]).unsqueeze(1) / 2, x)
+    torch.testing.assert_close(penalty, x.square().sum(dim=[1, 2, 3]))
+    gradient, = torch.autograd.grad(penalty.sum(), x)
+    torch.testing.assert_close(gradient, 2 * x)
+
+
+def test_r1_of_a_linear_function_is_the_squared_norm_of_its_weights():
+    weight = normal(2, 4, 4, seed=1).requires_grad_()
+    x = normal(3, 2, 4, 4).requires_grad_()
+    penalty = r1_penalty((x * weight).sum(dim=[1, 2, 3]).unsqueeze(1), x)
+    torch.testing.assert_close(penalty, weight.square().sum().expand(3))
+    gradient, = torch.autograd.grad(penalty.mean(), weight)
+    torch.testing.assert_close(gradient, 2 * weight)
+
+
+@pytest.mark.parametrize("num_ws", [1, 3])
+def test_path_length_of_a_linear_generator(num_ws):
+    """image = sum over layers of J_l w_l: the length is the root of the mean over layers of |J_l^T y|^2."""
+    N, C, H, W, w_dim = 2, 3, 4, 8, 5
+    jacobian, y = normal(num_ws, C * H * W, w_dim, seed=1), normal(N, C, H, W, seed=2)
+    ws = normal(N, num_ws, w_dim).requires_grad_()
+    images = torch.einsum("lpd,nld->np", jacobian, ws).reshape(N, C, H, W)
+    lengths = path_lengths(images, ws, lambda size, device: y)
+
+    direction = (y / np.sqrt(H * W)).reshape(N, -1).numpy()
+    gradient = np.einsum("lpd,np->nld", jacobian.numpy(), direction)
+    expected = np.sqrt((gradient**2).sum(axis=2).mean(axis=1))
+    np.testing.assert_allclose(lengths.detach(), expected, rtol=1e-12)
+
+
+def test_path_length_draws_standard_normal_directions_of_its_own():
+    ws = normal(4, 2, 5).requires_grad_()
+    images = ws.sum(dim=[1, 2]).reshape(4, 1, 1, 1).expand(4, 3, 8, 8)
+    first, second = path_lengths(images, ws), path_lengths(images, ws)
+    assert first.shape == (4,) and len(torch.cat([first, second]).unique()) == 8
+
+
+def test_path_length_can_be_differentiated():
+    """image = s w^2 / 2 has the Jacobian s diag(w), so the length is s |w y| and grows with s."""
+    s = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    ws = normal(1, 1, 4).requires_grad_()
+    y = normal(1, 1, 2, 2, seed=1)
+    lengths = path_lengths((s * ws.square() / 2).reshape(1, 1, 2, 2), ws, lambda size, device: y)
+    by_s, by_w = torch.autograd.grad(lengths.sum(), [s, ws])
+    torch.testing.assert_close(by_s, lengths.sum() / s)
+    torch.testing.assert_close(by_w.flatten(), (s**2 * ws * (y.flatten() / 2).square() / lengths).flatten())
