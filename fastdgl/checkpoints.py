@@ -186,14 +186,18 @@ def load_checkpoint(folder: Path, engines: Mapping[str, Engine], *, others_allow
         others_allowed: The checkpoint may hold engines that this run does not have.
 
     Raises:
-        CheckpointError: It holds other engines than the run has.
+        CheckpointError: It holds other engines than the run has, or of other networks.
     """
     saved = {item.name for item in folder.iterdir() if item.is_dir()}
     if not set(engines) <= saved or (saved != set(engines) and not others_allowed):
         raise CheckpointError(f"{folder}: holds {', '.join(sorted(saved))}, this run has {', '.join(sorted(engines))}; "
                               f"continue with the config of that run")
     for name, engine in engines.items():
-        engine.load(folder / name)
+        try:
+            engine.load(folder / name)
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{folder / name}: cannot be loaded into this run ({' '.join(str(error).split())[:200]}); "
+                                  f"continue with the config of that run") from error
     return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
 
 

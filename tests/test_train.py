@@ -418,6 +418,16 @@ class TestBadInput:
         teacher = f"guidance.teachers=[{{checkpoint: {snapshots['digits']}, mode: updated}}]"
         assert "teacher0" in refusal("--resume", run, teacher)
 
+    def test_resuming_with_another_network(self, tiny, tmp_path):
+        train("--config", tiny())
+        sentence = refusal("--resume", tmp_path / "runs" / "00000-tiny", "model.generator_fraction=0.5")
+        assert "cannot be loaded into this run" in sentence and "size mismatch" in sentence
+
+    def test_resuming_with_another_engine(self, tiny, tmp_path):
+        train("--config", tiny())
+        with pytest.raises(AssertionError, match="no DeepSpeed checkpoint"):
+            launch(sys.executable, SCRIPT, "--resume", tmp_path / "runs" / "00000-tiny", "engine.kind=deepspeed")
+
     def test_misspelt_key(self, tiny, tmp_path):
         self.refused(tiny(train={"bacth": 8}), tmp_path, "train.bacth", "did you mean batch?")
 

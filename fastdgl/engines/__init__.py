@@ -92,11 +92,16 @@ def end_run() -> None:
 
 
 def average_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its mean over the ranks."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-            tensor /= dist.get_world_size()
+    """Replace each tensor by its mean over the ranks; all are of one dtype."""
+    tensors = list(tensors)
+    if not tensors or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    # one message for all: many small ones would wait for each other
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def make_engine(module: nn.Module, adam: configs.Adam, regularization_interval: int, config: configs.Config, run: Run) -> Engine:

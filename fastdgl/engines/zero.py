@@ -26,6 +26,10 @@ deepspeed.utils.logger.setLevel(logging.ERROR)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+# of the folder in which DeepSpeed keeps what it saves
+TAG = "engine"
+
+
 class ZeroEngine:
     """A network and its optimizer in a DeepSpeed engine, which sees `backward` and `step` alone."""
 
@@ -45,10 +49,12 @@ class ZeroEngine:
         self.engine.step()
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag="engine")
+        self.engine.save_checkpoint(str(folder), tag=TAG)
 
     def load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder), tag="engine")
+        if not (folder / TAG).is_dir():
+            raise FileNotFoundError("no DeepSpeed checkpoint")
+        self.engine.load_checkpoint(str(folder), tag=TAG)
 
 
 class _Engine(deepspeed.DeepSpeedEngine):
