@@ -61,17 +61,17 @@ def check_agreement(config: Config, dataset: ImageDataset) -> None:
         raise ConfigError(f"model.channels: {config.model.channels}, but the images in {config.images.path} have {dataset.channels}")
     for reference in [config.start, *(teacher.checkpoint for teacher in config.guidance.teachers)]:
         if reference is not None and not reference.startswith(STAGE_PREFIX):
-            open_matching(reference, config, dataset.label_dim)
+            open_matching(reference, dataset)
 
 
-def open_matching(path: str, config: Config, c_dim: int) -> Snapshot:
+def open_matching(path: str, dataset: ImageDataset) -> Snapshot:
     """A snapshot of the same kind of images as the run's.
 
     Raises:
-        CheckpointError: It is missing, of another resolution, or of another number of channels or classes.
+        CheckpointError: It is missing, of another resolution, or of other channels or classes.
     """
     snapshot = checkpoints.open_snapshot(path)
-    checkpoints.check_same_images(snapshot, config.model.resolution, config.model.channels, c_dim)
+    checkpoints.check_same_images(snapshot, dataset)
     return snapshot
 
 
@@ -89,8 +89,8 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
     average = ema.averaged_copy(G)
 
     # every file is opened and checked before the first engine is made
-    teachers = [open_teacher(teacher.checkpoint, config, c_dim, run.world_size) for teacher in config.guidance.teachers]
-    start = None if config.start is None or resumed else open_matching(config.start, config, c_dim)
+    teachers = [open_teacher(teacher.checkpoint, config, dataset, run.world_size) for teacher in config.guidance.teachers]
+    start = None if config.start is None or resumed else open_matching(config.start, dataset)
     if start is not None:
         for network, name in ((G, "G"), (D, "D"), (average, "G_ema")):
             checkpoints.load_strictly(network, start.state_dict(name), f"start: {name} in {start.path}")
@@ -120,9 +120,9 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
     return student
 
 
-def open_teacher(path: str, config: Config, c_dim: int, world_size: int) -> Snapshot:
+def open_teacher(path: str, config: Config, dataset: ImageDataset, world_size: int) -> Snapshot:
     """A teacher's snapshot, of the same kind of images, whose minibatch standard deviation a rank's batch can form."""
-    snapshot = open_matching(path, config, c_dim)
+    snapshot = open_matching(path, dataset)
     group, batch = snapshot.arguments["D"]["mbstd_group_size"], config.train.batch
     if batch // world_size % group:
         raise ConfigError(f"train.batch: {batch} on {world_size} rank(s) is {batch // world_size} each, which is no multiple of {group}, the "
@@ -139,5 +139,5 @@ def keep_optimizer(student: Student, start: Snapshot) -> None:
     folder = checkpoints.checkpoint_at(start.path.parent, start.seen)
     if not folder.is_dir():
         raise CheckpointError(f"keep_optimizer: {start.path} has no training checkpoint beside it; expected {folder}")
-    state = checkpoints.load_checkpoint(folder, {name: student.engines[name] for name in ("G", "D")}, others_allowed=True)
-    student.gan.path_length_mean.copy_(state["student"]["path_length_mean"])
+    checkpoints.load_engines(folder, {name: student.engines[name] for name in ("G", "D")}, others_allowed=True)
+    student.gan.path_length_mean.copy_(checkpoints.load_state(folder)["student"]["path_length_mean"])

@@ -6,6 +6,7 @@ opening it runs no code. A checkpoint is a folder with everything a run needs to
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from . import config as configs
 from . import models
 from .engines import Engine
+from .images import ImageDataset
 
 FORMAT = 1
 SNAPSHOT_NAME = "network-snapshot-{:06d}.safetensors"
@@ -39,22 +41,30 @@ class Snapshot:
 
     arguments: `{"G": ..., "D": ...}`, what `models.generator` and `models.discriminator` take.
     seen: Real images shown to D until then.
+    classes: Names of the classes in their order, where the training set gave them.
     """
 
     path: Path
     family: str
     arguments: Mapping[str, Mapping[str, Any]]
     seen: int
+    classes: Sequence[str] | None
 
-    def network(self, name: str) -> nn.Module:
+    def network(self, name: str, **changes: Any) -> nn.Module:
         """The network `name`, one of G, D, G_ema, in eval mode on the CPU.
+
+        Args:
+            changes: Arguments to build it with instead of those it was saved with.
 
         Raises:
             CheckpointError: The tensors in the file are not those of that network.
         """
         kind = "D" if name == "D" else "G"
         make = models.discriminator if kind == "D" else models.generator
-        network = make(self.family, self.arguments[kind]).eval()
+        try:
+            network = make(self.family, {**self.arguments[kind], **changes}).eval()
+        except TypeError as error:
+            raise CheckpointError(f"{self.path}: asks for a network this fastdgl does not know: {error}") from None
         load_strictly(network, self.state_dict(name), f"{name} in {self.path}")
         return network
 
@@ -65,11 +75,11 @@ class Snapshot:
             return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
 
 
-def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs.Config, c_dim: int, seen: int) -> None:
+def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs.Config, dataset: ImageDataset, seen: int) -> None:
     """Write the networks G, D and G_ema, in fp32, with what it takes to build them.
 
     Args:
-        c_dim: Number of classes of the training set.
+        dataset: The training set, whose classes are kept.
         seen: Real images shown to D so far.
 
     Raises:
@@ -77,7 +87,8 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
     """
     tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous()
                for name, network in networks.items() for key, value in network.state_dict().items()}
-    header = {"format": FORMAT, "family": config.model.family, "seen": seen,
+    c_dim = dataset.label_dim
+    header = {"format": FORMAT, "family": config.model.family, "seen": seen, "classes": dataset.classes,
               "G": config.model.generator_arguments(c_dim), "D": config.model.discriminator_arguments(c_dim),
               "config": configs.to_dict(config)}
     temporary = path.with_name(path.name + ".tmp")
@@ -97,12 +108,13 @@ def open_snapshot(path: str | Path) -> Snapshot:
         CheckpointError: There is none, or it is not one of ours.
     """
     path = Path(path)
-    if path.is_dir():
+    # os.path, which answers where a folder on the way may not be entered
+    if os.path.isdir(path):
         snapshots = sorted(path.glob(SNAPSHOT_PATTERN))
         if not snapshots:
             raise CheckpointError(f"{path}: no network snapshot in this folder; expected a {SNAPSHOT_PATTERN}")
         path = snapshots[-1]
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such file; expected a snapshot that fastdgl saved ({SNAPSHOT_PATTERN})")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -111,7 +123,10 @@ def open_snapshot(path: str | Path) -> Snapshot:
             raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
         if header["family"] not in models.FAMILIES:
             raise CheckpointError(f"{path}: holds networks of family {header['family']!r}; expected one of {', '.join(models.FAMILIES)}")
-        return Snapshot(path, header["family"], {"G": header["G"], "D": header["D"]}, header["seen"])
+        snapshot = Snapshot(path, header["family"], {"G": header["G"], "D": header["D"]}, header["seen"], header["classes"])
+        for key in ("img_resolution", "img_channels", "c_dim", "mbstd_group_size"):
+            snapshot.arguments["D"][key]
+        return snapshot
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError):
         raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "
                               f"written by fastdgl/train.py") from None
@@ -135,17 +150,22 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], what: str) ->
     network.load_state_dict(state)
 
 
-def check_same_images(snapshot: Snapshot, resolution: int, channels: int, c_dim: int) -> None:
+def check_same_images(snapshot: Snapshot, dataset: ImageDataset) -> None:
     """A snapshot and a run can only meet on images of one kind.
 
     Raises:
-        CheckpointError: Another resolution, number of channels or of classes.
+        CheckpointError: Another resolution, number of channels or of classes, or the classes in another order.
     """
+    resolution, channels, c_dim = dataset.resolution, dataset.channels, dataset.label_dim
     theirs = snapshot.arguments["D"]
     for name, key, ours in (("resolution", "img_resolution", resolution), ("image channels", "img_channels", channels),
                             ("classes", "c_dim", c_dim)):
         if theirs[key] != ours:
             raise CheckpointError(f"{snapshot.path}: was trained with {name} {theirs[key]}, this run has {ours}; they must agree")
+    if snapshot.classes and dataset.classes and list(snapshot.classes) != list(dataset.classes):
+        i = next(i for i, (a, b) in enumerate(zip(snapshot.classes, dataset.classes)) if a != b)
+        raise CheckpointError(f"{snapshot.path}: its class {i} is {snapshot.classes[i]!r}, this run's is {dataset.classes[i]!r}; "
+                              f"pack the images again with the classes in the same order")
 
 
 def save_checkpoint(root: Path, engines: Mapping[str, Engine], state: Mapping[str, Any], seen: int, keep: int) -> None:
@@ -179,8 +199,21 @@ def saved_checkpoints(root: Path) -> Sequence[Path]:
     return sorted(folder for folder in root.glob("*") if folder.name.isdigit())
 
 
-def load_checkpoint(folder: Path, engines: Mapping[str, Engine], *, others_allowed: bool = False) -> dict[str, Any]:
-    """Load the engines from a checkpoint and return the rest of its state. Called by all ranks.
+def load_state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides its engines.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    try:
+        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{folder / 'state.pt'}: cannot be read ({' '.join(str(error).split())[:200]}); "
+                              f"remove {folder} to continue from an earlier checkpoint") from error
+
+
+def load_engines(folder: Path, engines: Mapping[str, Engine], *, others_allowed: bool = False) -> None:
+    """Load the engines from a checkpoint. Called by all ranks.
 
     Args:
         others_allowed: The checkpoint may hold engines that this run does not have.
@@ -195,10 +228,9 @@ def load_checkpoint(folder: Path, engines: Mapping[str, Engine], *, others_allow
     for name, engine in engines.items():
         try:
             engine.load(folder / name)
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
+        except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{folder / name}: cannot be loaded into this run ({' '.join(str(error).split())[:200]}); "
                                   f"continue with the config of that run") from error
-    return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
 
 
 def newest_checkpoint(run_folder: Path) -> Path:

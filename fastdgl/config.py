@@ -82,6 +82,8 @@ class StyleGAN2(Section):
     def check_widths(self) -> "StyleGAN2":
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution: {self.resolution} is not a power of two of at least 8")
+        if self.num_fp16_res and self.low_precision == "float16" and self.conv_clamp is None:
+            raise ValueError("conv_clamp: null lets float16 overflow; expected a bound such as 256, or num_fp16_res: 0")
         for key in ("generator_fraction", "discriminator_fraction"):
             R = 4
             while R <= self.resolution:
@@ -157,7 +159,7 @@ class Loss(Section):
 class Adam(Section):
     """Adam of one network, before the correction for lazy regularization."""
 
-    lr: Positive = 0.002
+    lr: Annotated[float, Field(gt=0, le=1)] = 0.002
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     eps: Positive = 1e-8

@@ -201,6 +201,15 @@ def recorded_labels(files: Folder | Archive) -> dict[str, int | list[float]]:
     return _checked_labels(pairs, where)
 
 
+def class_names(files: Folder | Archive) -> tuple[str, ...] | None:
+    """The names of classes 0, 1, ... that `fastdgl dataset --labels folders` put into `dataset.json`; None without them."""
+    try:
+        names = json.loads(files.read("dataset.json")).get("classes")
+    except (DatasetError, ValueError, AttributeError, RecursionError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) else None
+
+
 def _checked_labels(pairs: list, where: str) -> dict[str, int | list[float]]:
     first_name, first = pairs[0]
     labels = {}
@@ -279,6 +288,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self._labels = self._read_labels() if labels else np.zeros([len(self.image_names), 0], np.float32)
         self._classes = labels and self._labels.ndim == 1
         self.label_dim = int(self._labels.max()) + 1 if self._classes else self._labels.shape[1]
+        self.classes = class_names(self.files) if self._classes else None
 
     def __len__(self) -> int:
         return len(self.image_names) * (2 if self.mirror else 1)

@@ -39,7 +39,8 @@ def new_run_folder(outdir: Path | str, description: str) -> Path:
         RunFolderError: `outdir` is not a folder, cannot be written to, or `description` is not a file name.
     """
     outdir = Path(outdir)
-    if outdir.exists() and not outdir.is_dir():
+    # os.path, which answers where a folder on the way may not be entered
+    if os.path.exists(outdir) and not os.path.isdir(outdir):
         raise RunFolderError(f"runs cannot be kept in {outdir}: it is a file, expected a folder")
     if Path(description).name != description:
         raise RunFolderError(f"a run cannot be called {description!r}: its name becomes part of a folder's name")
@@ -195,6 +196,8 @@ class Journal:
         self.folder = Path(folder) if folder is not None and rank == 0 else None
         self.statistics = Statistics(device)
         self._scalars = self._tensorboard(start_images) if self.folder else None
+        if self.folder and start_images:
+            self._forget_after(start_images)
         self._seen = start_images
         # from here, or the first tick would pay for the import of TensorBoard
         self._tick_end = time.perf_counter()
@@ -213,6 +216,16 @@ class Journal:
             return None
         # what an interrupted run wrote after its last checkpoint will come again
         return SummaryWriter(str(self.folder), purge_step=start_images + 1 if start_images else None)
+
+    def _forget_after(self, images: int) -> None:
+        """Drop from stats.jsonl what an interrupted run wrote after its last checkpoint: it will come again."""
+        path = self.folder / "stats.jsonl"
+        if not path.exists():
+            return
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if shown_by(line) <= images]
+        unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(unfinished, path)
 
     def record(self, name: str, values: Tensor | float) -> None:
         """Add values to a statistic of this tick: `Statistics.record`."""
@@ -301,6 +314,14 @@ class Journal:
             return
         with open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def shown_by(line: str) -> float:
+    """Images shown by the tick of a line of stats.jsonl; infinite for one cut short when the run was killed."""
+    try:
+        return round(json.loads(line)["Progress/kimg"]["mean"] * 1000)
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def tick_line(stats: dict[str, Statistic]) -> str:

@@ -27,7 +27,8 @@ class Latents:
     def share(self, batch: Tensor) -> Tensor:
         """This rank's samples of a whole batch: every `world_size`-th, so that the groups of the minibatch standard
         deviation hold the same samples on any number of ranks."""
-        return batch[self.rank::self.world_size]
+        # its own memory, or the whole batch would live as long as the share
+        return batch[self.rank::self.world_size].clone()
 
     def normal(self, size: list[int], device: torch.device | None = None) -> Tensor:
         """Standard normal numbers `[N, ...]`, where N is this rank's share of the batch."""

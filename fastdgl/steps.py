@@ -120,7 +120,7 @@ def discriminator_step(gan: Adversaries, real: Tensor, real_c: Tensor, latents: 
         c = latents.classes(len(real))
         fake, _ = generate(gan.G.module, latents, c, loss.style_mixing)
 
-    def step(engine: Engine, teacher: str) -> None:
+    for engine, teacher in discriminators(gan):
         D = engine.module
         with learning(D):
             fake_logits, real_logits = D(fake, c), D(real, real_c)
@@ -131,18 +131,13 @@ def discriminator_step(gan: Adversaries, real: Tensor, real_c: Tensor, latents: 
             engine.backward(objective.mean())
             engine.step()
 
-    step(gan.D, "")
-    for i, engine in enumerate(gan.updated_teachers):
-        step(engine, f"updated{i}_")
-
 
 def r1_step(gan: Adversaries, real: Tensor, real_c: Tensor, loss: configs.Loss, gamma: float, record: Record) -> None:
     """Keep D flat around the real images, and each teacher that learns.
 
         (gamma / 2) * k * |grad_x D(x)|^2,   k the interval of lazy regularization
     """
-
-    def step(engine: Engine, teacher: str) -> None:
+    for engine, teacher in discriminators(gan):
         D = engine.module
         with learning(D):
             images = real.detach().requires_grad_(True)
@@ -152,9 +147,12 @@ def r1_step(gan: Adversaries, real: Tensor, real_c: Tensor, loss: configs.Loss, 
             engine.backward((gamma / 2 * loss.r1_interval * penalty + touch(logits)).mean())
             engine.step()
 
-    step(gan.D, "")
+
+def discriminators(gan: Adversaries) -> Iterator[tuple[Engine, str]]:
+    """The student's D, then the teachers that learn; each with what its statistics are called by."""
+    yield gan.D, ""
     for i, engine in enumerate(gan.updated_teachers):
-        step(engine, f"updated{i}_")
+        yield engine, f"updated{i}_"
 
 
 def touch(output: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Config in, trained generator out. This module runs as `__main__`; nothing import
 """
 
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
 from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, start_run
 from fastdgl.images import DatasetError, ImageDataset, stream
-from fastdgl.journal import Journal, RunFolderError, Statistic, new_run_folder
+from fastdgl.journal import Journal, Statistic, new_run_folder
 from fastdgl.latents import Latents
 from fastdgl.models.cost import macs, parameter_count
 from fastdgl.samples import SampleSheet
@@ -70,20 +71,18 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size)
     progress = Progress(seen=student.start_images)
     if resumed is not None:
-        resume(student, latents, progress, checkpoints.newest_checkpoint(resumed))
+        resume(student, latents, progress, checkpoints.newest_checkpoint(resumed), carried_by(config, run))
     end = student.start_images + round(config.train.kimg * 1000)
 
-    folder = resumed or first_rank_decides(lambda: begin_folder(config))
     sheet = SampleSheet(dataset, config.model.z_dim, config.seed, run.device)
-    if run.rank == 0 and resumed is None:
-        sheet.save_real(folder / "reals.png")
-        sheet.save_fake(folder / "fakes_init.png", student.average)
+    folder = first_rank_decides(lambda: begin_folder(config, sheet, student) if resumed is None else resumed)
+    first_rank_decides(lambda: keep_config(folder, config))
     journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed)
     announce(config, run, dataset, student, journal, folder)
     images = stream(dataset, batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
                     workers=config.images.workers, device=run.device)
     with closing(images), closing(journal):
-        tick_start, maintenance, stats = progress.seen, 0.0, {}
+        tick_start, maintenance, stats, suspects = progress.seen, 0.0, {}, set()
         while progress.seen < end:
             real, real_c = next(images)
             iterate(student, real, real_c, latents, config, progress, journal)
@@ -93,7 +92,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
             if done or progress.tick == 0 or progress.seen >= tick_start + config.train.tick_kimg * 1000:
                 record_teachers(student, real, real_c, journal)
                 stats = journal.tick(progress.seen, progress.tick, maintenance)
-                check_finite(stats, tick_start, progress.seen)
+                suspects = check_finite(config, student, stats, suspects, tick_start, progress.seen)
                 maintenance = -time.perf_counter()
                 progress.elapsed = stats["Timing/total_sec"]["mean"]
                 progress.tick += 1
@@ -128,13 +127,31 @@ def record_teachers(student: Student, real: torch.Tensor, real_c: torch.Tensor, 
         journal.record(f"Loss/scores/teacher{i}_real", scores)
 
 
-def check_finite(stats: dict[str, Statistic], tick_start: int, seen: int) -> None:
-    """Stop a run that has diverged, before it is saved."""
-    for name, stat in stats.items():
-        if name.startswith("Loss/") and not math.isfinite(stat["mean"]):
-            raise TrainingError(f"{name} became {stat['mean']} between {tick_start / 1000:g} and {seen / 1000:g} kimg: training has diverged; "
-                                f"nothing of this tick was saved; resume from the last checkpoint with a lower "
-                                f"learning rate, a higher loss.r1_gamma, or model.num_fp16_res=0")
+def check_finite(config: Config, student: Student, stats: dict[str, Statistic], suspects: set[str], tick_start: int, seen: int) -> set[str]:
+    """Stop a run that has diverged, before it is saved.
+
+    Blocks in 16 bits overflow now and then, and their gradients are bounded: there a loss may be infinite in one tick,
+    but not in two.
+
+    Args:
+        suspects: Losses that were not finite in the tick before.
+
+    Returns:
+        Those of this tick.
+
+    Raises:
+        TrainingError: Parameters, or losses that should be, are not finite.
+    """
+    found = {name for name, stat in stats.items() if name.startswith("Loss/") and not math.isfinite(stat["mean"])}
+    in_16_bits = config.model.num_fp16_res > 0 or config.engine.precision != "fp32"
+    culprits = [f"{name} became {stats[name]['mean']}" for name in sorted(found & suspects if in_16_bits else found)]
+    culprits += [f"the parameters of {name} became infinite or NaN" for name, network in student.networks.items()
+                 if not all(p.isfinite().all() for p in network.parameters())]
+    if culprits:
+        raise TrainingError(f"{culprits[0]} between {tick_start / 1000:g} and {seen / 1000:g} kimg: training has diverged; nothing of this tick "
+                            f"was saved; resume from the last checkpoint with a lower learning rate, a higher loss.r1_gamma, or "
+                            f"model.num_fp16_res=0")
+    return found
 
 
 def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
@@ -144,28 +161,40 @@ def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student:
     def due(every: int) -> bool:
         return done or (every > 0 and progress.tick % every == 0)
 
-    if due(config.train.image_ticks) and run.rank == 0:
-        sheet.save_fake(folder / sheet_name(progress.seen), student.average)
-    if due(config.train.snapshot_ticks) and run.rank == 0:
-        checkpoints.save_snapshot(folder / snapshot_name(progress.seen), student.networks, config, dataset.label_dim, progress.seen)
+    if due(config.train.image_ticks):
+        first_rank_decides(lambda: sheet.save_fake(folder / sheet_name(progress.seen), student.average))
+    if due(config.train.snapshot_ticks):
+        first_rank_decides(lambda: checkpoints.save_snapshot(folder / snapshot_name(progress.seen), student.networks, config, dataset, progress.seen))
     if due(config.train.checkpoint_ticks):
-        state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress)}
+        state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress), "carried_by": carried_by(config, run)}
         checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
 
 
-def resume(student: Student, latents: Latents, progress: Progress, checkpoint: Path) -> None:
+def carried_by(config: Config, run: Run) -> dict[str, str | int]:
+    """What a checkpoint's engines were saved by, and must be loaded by."""
+    engine = config.engine
+    return {"engine.kind": engine.kind, "engine.zero_stage": engine.zero_stage, "engine.precision": engine.precision, "ranks": run.world_size}
+
+
+def resume(student: Student, latents: Latents, progress: Progress, checkpoint: Path, carrier: dict[str, str | int]) -> None:
     """Everything back to the moment of the checkpoint."""
-    state = checkpoints.load_checkpoint(checkpoint, student.engines)
+    state = checkpoints.load_state(checkpoint)
+    for what, value in state["carried_by"].items():
+        if carrier[what] != value:
+            raise CheckpointError(f"{checkpoint}: was saved with {what} {value}, this run has {carrier[what]}; continue with {value}")
+    checkpoints.load_engines(checkpoint, student.engines)
     student.load_state_dict(state["student"])
     latents.load_state_dict(state["latents"])
     vars(progress).update(state["progress"])
 
 
 def sheet_name(seen: int) -> str:
+    """Of the sheet of samples after `seen` images."""
     return f"fakes{seen // 1000:06d}.png"
 
 
 def snapshot_name(seen: int) -> str:
+    """Of the snapshot after `seen` images."""
     return checkpoints.SNAPSHOT_NAME.format(seen // 1000)
 
 
@@ -187,6 +216,7 @@ def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, 
 
 
 def summary(config: Config, folder: Path, dataset: ImageDataset, student: Student, progress: Progress, stats: dict[str, Statistic]) -> Summary:
+    """What a finished run is remembered by."""
     model, c_dim = config.model, dataset.label_dim
     image = torch.empty(1, model.channels, model.resolution, model.resolution)
     z, c = torch.empty(1, model.z_dim), torch.empty(1, c_dim)
@@ -229,23 +259,33 @@ def resolved(config: Config, finished: dict[str, Path]) -> Config:
 
 
 def newest_run(config: Config, stage: str) -> Path:
-    """The folder of the newest run of another stage of the same file."""
+    """The folder of the newest run of another stage of the same file that has left a snapshot."""
     description = config.model_copy(update={"stage": stage}).description
-    runs = sorted(folder for folder in Path(config.outdir).glob(f"*-{description}") if folder.name.removesuffix(f"-{description}").isdigit())
+    runs = sorted(folder for folder in Path(config.outdir).glob(f"*-{description}") 
+                  if folder.name.removesuffix(f"-{description}").isdigit() and any(folder.glob(checkpoints.SNAPSHOT_PATTERN)))
     if not runs:
         raise CheckpointError(f"{STAGE_PREFIX}{stage}: no run of that stage in {config.outdir}; run it first")
     return runs[-1]
 
 
 def open_images(config: Config) -> ImageDataset:
+    """The training set."""
     return ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional, mirror=config.images.mirror)
 
 
-def begin_folder(config: Config) -> Path:
-    """A new run folder with the resolved config in it."""
+def begin_folder(config: Config, sheet: SampleSheet, student: Student) -> Path:
+    """A new run folder, with what images look like before training."""
     folder = new_run_folder(config.outdir, config.description)
-    (folder / CONFIG_NAME).write_text(configs.to_yaml(config), encoding="utf-8")
+    sheet.save_real(folder / "reals.png")
+    sheet.save_fake(folder / "fakes_init.png", student.average)
     return folder
+
+
+def keep_config(folder: Path, config: Config) -> None:
+    """The resolved config into the run folder, from which `--resume` reads it."""
+    unfinished = folder / f"{CONFIG_NAME}.tmp"
+    unfinished.write_text(configs.to_yaml(config), encoding="utf-8")
+    os.replace(unfinished, folder / CONFIG_NAME)
 
 
 def check_files(plan: Sequence[Config]) -> None:
@@ -266,13 +306,6 @@ def train_all(plan: Sequence[Config], run: Run) -> list[Summary]:
     return summaries
 
 
-def resume_run(folder: Path, overrides: Sequence[str], run: Run) -> list[Summary]:
-    """Go on with the run in `folder` from its newest checkpoint."""
-    checkpoints.newest_checkpoint(folder)
-    config, = configs.read(folder / CONFIG_NAME, overrides)
-    return [train(config, run, resumed=folder)]
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="What to train: a file such as configs/quickstart.yaml.")
 @click.option("--resume", "resume_folder", type=click.Path(path_type=Path), help="Go on with the run in this folder instead.")
@@ -285,26 +318,31 @@ def main(config_path: Path | None, resume_folder: Path | None, stage: str | None
     """Train a StyleGAN2, or compress one (DGL). OVERRIDES change single values of the config: train.batch=16."""
     if (config_path is None) == (resume_folder is None):
         raise click.UsageError("give either --config FILE or --resume RUN_FOLDER")
+    if resume_folder is not None and stage is not None:
+        raise click.UsageError("--resume goes on with the stage that its run folder holds; leave --stage out")
     try:
-        if config_path is not None:
+        if resume_folder is not None:
+            checkpoints.newest_checkpoint(resume_folder)
+            plan = configs.read(resume_folder / CONFIG_NAME, overrides)
+        else:
             plan = chosen(configs.read(config_path, overrides), stage, config_path)
-            if dry_run:
-                click.echo("\n---\n".join(configs.to_yaml(config).rstrip() for config in plan))
-                return
+        if dry_run:
+            click.echo("\n---\n".join(configs.to_yaml(config).rstrip() for config in plan))
+            return
         run = start_run()
-    except ConfigError as error:
+    except (ConfigError, CheckpointError) as error:
         raise click.ClickException(str(error)) from None
 
     try:
-        summaries = resume_run(resume_folder, overrides, run) if resume_folder else train_all(plan, run)
+        summaries = [train(plan[0], run, resumed=resume_folder)] if resume_folder else train_all(plan, run)
         if run.rank == 0:
             click.echo("\n" + table(summaries))
-    except (ConfigError, DatasetError, CheckpointError, RunFolderError, TrainingError) as error:
+    except (ConfigError, DatasetError, CheckpointError, TrainingError, OSError) as error:
         where = f" (rank {run.rank})" if run.world_size > 1 else ""
         click.echo(f"Error{where}: {error}", err=True)
+        # without leaving the process group: the others may be waiting in it, for the launcher to end them
         sys.exit(1)
-    finally:
-        end_run()
+    end_run()
 
 
 def chosen(plan: list[Config], stage: str | None, path: Path) -> list[Config]:

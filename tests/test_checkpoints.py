@@ -3,6 +3,7 @@
 import json
 import pickle
 import struct
+from types import SimpleNamespace
 
 import pytest
 import safetensors
@@ -20,6 +21,14 @@ CONFIG = configs.from_dict({
               "generator_fraction": 0.5, "num_fp16_res": 1, "low_precision": "bfloat16"},
 }, "test")
 CLASSES = 3
+
+
+def images_like(resolution=16, channels=3, label_dim=CLASSES, classes=None):
+    """What checkpoints asks of a training set."""
+    return SimpleNamespace(resolution=resolution, channels=channels, label_dim=label_dim, classes=classes)
+
+
+IMAGES = images_like(classes=("cat", "dog", "owl"))
 
 
 def make_networks(seed=0):
@@ -40,7 +49,7 @@ def networks():
 @pytest.fixture
 def path(tmp_path, networks):
     path = tmp_path / checkpoints.SNAPSHOT_NAME.format(7)
-    save_snapshot(path, networks, CONFIG, CLASSES, seen=7_040)
+    save_snapshot(path, networks, CONFIG, IMAGES, seen=7_040)
     return path
 
 
@@ -79,7 +88,7 @@ def test_the_header_says_what_it_takes_to_build_the_networks(path):
 
 
 def test_parameters_of_16_bits_are_written_in_fp32(tmp_path, networks):
-    save_snapshot(tmp_path / "a.safetensors", networks | {"D": networks["D"].to(torch.bfloat16)}, CONFIG, CLASSES, seen=0)
+    save_snapshot(tmp_path / "a.safetensors", networks | {"D": networks["D"].to(torch.bfloat16)}, CONFIG, IMAGES, seen=0)
     state = open_snapshot(tmp_path / "a.safetensors").state_dict("D")
     assert {value.dtype for value in state.values()} == {torch.float32}
 
@@ -99,14 +108,14 @@ def test_is_a_safetensors_file_and_opening_it_unpickles_nothing(path, monkeypatc
 
 def test_a_folder_stands_for_its_newest_snapshot(path, networks):
     for kimg in (12, 9, 1000):
-        save_snapshot(path.with_name(checkpoints.SNAPSHOT_NAME.format(kimg)), networks, CONFIG, CLASSES, seen=kimg * 1000)
+        save_snapshot(path.with_name(checkpoints.SNAPSHOT_NAME.format(kimg)), networks, CONFIG, IMAGES, seen=kimg * 1000)
     (path.parent / "notes.txt").touch()
     assert open_snapshot(path.parent).seen == 1_000_000
     assert open_snapshot(str(path.parent)).path.name == "network-snapshot-001000.safetensors"
 
 
 def test_leaves_one_file_and_replaces_the_old_one(path, networks):
-    save_snapshot(path, networks, CONFIG, CLASSES, seen=9_000)
+    save_snapshot(path, networks, CONFIG, IMAGES, seen=9_000)
     assert [file.name for file in path.parent.iterdir()] == [path.name] and open_snapshot(path).seen == 9_000
 
 
@@ -119,7 +128,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(path, networks, monkeypa
 
     monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
     with pytest.raises((OSError, CheckpointError), match="no space left on device"):
-        save_snapshot(path, networks, CONFIG, CLASSES, seen=9_000)
+        save_snapshot(path, networks, CONFIG, IMAGES, seen=9_000)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -128,7 +137,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, networks):
     path = tmp_path / "missing" / "network.safetensors"
     # what training reports as one sentence
     with pytest.raises((OSError, CheckpointError), match=str(path.parent)):
-        save_snapshot(path, networks, CONFIG, CLASSES, seen=0)
+        save_snapshot(path, networks, CONFIG, IMAGES, seen=0)
 
 
 def test_says_that_a_file_is_missing(tmp_path):
@@ -211,8 +220,14 @@ def test_loads_all_or_says_what_differs(networks, change, said):
     pytest.param((16, 3, 0), "was trained with classes 3, this run has 0; they must agree", id="no-classes"),
 ])
 def test_says_that_a_teacher_is_of_other_images(path, ours, said):
-    assert sentence(check_same_images, open_snapshot(path), *ours) == f"{path}: {said}"
+    assert sentence(check_same_images, open_snapshot(path), images_like(*ours)) == f"{path}: {said}"
+
+
+def test_says_which_class_stands_in_another_place(path):
+    others = images_like(classes=("cat", "owl", "dog"))
+    assert "its class 1 is 'dog', this run's is 'owl'" in sentence(check_same_images, open_snapshot(path), others)
 
 
 def test_a_teacher_of_the_same_images_is_welcome(path):
-    check_same_images(open_snapshot(path), 16, 3, CLASSES)
+    check_same_images(open_snapshot(path), images_like(classes=("cat", "dog", "owl")))
+    check_same_images(open_snapshot(path), images_like(16, 3, CLASSES))

@@ -1,5 +1,7 @@
 """`fastdgl generate`: which image a seed makes, and what a wrong call gets to hear. `fastdgl dataset` is in test_packing.py."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,8 @@ def snapshots(tmp_path_factory):
         D = models.discriminator("stylegan2", config.model.discriminator_arguments(c_dim))
         paths[name] = folder / name / "network-snapshot-000001.safetensors"
         paths[name].parent.mkdir()
-        checkpoints.save_snapshot(paths[name], {"G": G, "D": D, "G_ema": average}, config, c_dim, 1000)
+        images = SimpleNamespace(label_dim=c_dim, classes=None)
+        checkpoints.save_snapshot(paths[name], {"G": G, "D": D, "G_ema": average}, config, images, 1000)
     return paths
 
 
@@ -65,6 +68,8 @@ def test_a_run_folder_stands_for_its_newest_snapshot(snapshots, tmp_path):
     pytest.param("unconditional", ["--class", "0"], "has no classes", id="class-of-an-unconditional-network"),
     pytest.param("unconditional", ["--seeds", "5-3"], "is no list of seeds", id="seeds-backwards"),
     pytest.param("unconditional", ["--seeds", "a"], "is no list of seeds", id="seeds-no-number"),
+    pytest.param("unconditional", ["--seeds", str(2**32)], "expected seeds up to", id="seed-too-large"),
+    pytest.param("unconditional", ["--seeds", "0-99999999"], "at most 1000000 in a range", id="seeds-too-many"),
     pytest.param("unconditional", ["--network", "none.safetensors"], "none.safetensors: no such file", id="network-missing"),
     pytest.param("unconditional", ["--network", __file__], "is not a snapshot of fastdgl", id="network-of-something-else"),
     pytest.param("unconditional", ["--outdir", __file__], "images cannot be written", id="outdir-is-a-file"),

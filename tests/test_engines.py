@@ -13,6 +13,8 @@ from fastdgl.engines import average_over_ranks, end_run, first_rank_decides, mak
 from fastdgl.images import ImageDataset
 from fastdgl.latents import Latents
 
+from ranks import free_port
+
 ITERATIONS = 6
 ZERO_STAGES = (0, 1, 2)
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -29,13 +31,26 @@ def tiny(**engine) -> configs.Config:
     }, "tiny")
 
 
-def train(config: configs.Config, run) -> torch.Tensor:
-    """All parameters of G and D after some iterations with both regularizers, as one fp32 vector."""
+def parts(gan) -> dict[str, torch.Tensor]:
+    """The parameters of each part as one fp32 vector. Those of the mapping networks are a hundred times larger, and would hide the others."""
+    D = gan.D.module
+    parameters = {
+        "G.mapping": gan.G.module.mapping.parameters(),
+        "G.synthesis": gan.G.module.synthesis.parameters(),
+        "D.mapping": D.mapping.parameters(),
+        "D.rest": (p for name, p in D.named_parameters() if not name.startswith("mapping.")),
+    }
+    return {part: torch.cat([p.detach().float().flatten() for p in some]) for part, some in parameters.items()}
+
+
+def train(config: configs.Config, run) -> dict[str, dict[str, torch.Tensor]]:
+    """The parts before and after some iterations with both regularizers."""
     dataset = ImageDataset("digits", labels=True)
     student = assemble(config, dataset, run, resumed=False)
     latents = Latents(0, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size)
     N = config.train.batch // run.world_size
     gan, loss = student.gan, config.loss
+    began = parts(gan)
 
     def ignore(name, values):
         pass
@@ -47,8 +62,7 @@ def train(config: configs.Config, run) -> torch.Tensor:
         if i % 2 == 0:
             steps.path_length_step(gan, latents, loss, N, ignore)
             steps.r1_step(gan, real, real_c, loss, config.r1_gamma, ignore)
-    parameters = [*gan.G.module.parameters(), *gan.D.module.parameters()]
-    return torch.cat([p.detach().float().flatten() for p in parameters])
+    return {"began": began, "ended": parts(gan)}
 
 
 def join(rank: int, world_size: int, port: int):
@@ -71,10 +85,10 @@ def train_in_every_way(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
-    """Parameters by ZeRO stage and precision, of each of two ranks."""
+def results(tmp_path_factory) -> list[dict]:
+    """What `train` gives, by ZeRO stage and precision, for each of two ranks."""
     folder = tmp_path_factory.mktemp("results")
-    mp.spawn(train_in_every_way, (29881, str(folder)), nprocs=2)
+    mp.spawn(train_in_every_way, (free_port(), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -83,17 +97,26 @@ ways = pytest.mark.parametrize("way", [f"{stage}-{precision}" for stage in ZERO_
 
 @ways
 def test_the_ranks_hold_the_same_parameters_to_the_bit(results, way):
-    assert torch.equal(results[0][way], results[1][way])
+    for part, values in results[0][way]["ended"].items():
+        assert torch.equal(values, results[1][way]["ended"][part]), part
 
 
 @ways
 def test_every_zero_stage_and_precision_trains_as_plain_pytorch_does(results, way):
     expected, got = results[0]["torch"], results[0][way]
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[way.split("-")[1]]
-    difference = float((got - expected).norm() / expected.norm())
-    # in fp32 the same sums in another order; in 16 bits the stored parameters are rounded, to one part in 1 / eps
-    assert difference < (1e-5 if precision == torch.float32 else torch.finfo(precision).eps)
-    assert torch.equal(got, got.to(precision).float())
+    for part, truth in expected["ended"].items():
+        difference = float((got["ended"][part] - truth).norm() / truth.norm())
+        assert torch.equal(got["ended"][part], got["ended"][part].to(precision).float()), part
+        moved = float((truth - expected["began"][part]).norm() / truth.norm())
+        # in fp32 the same sums in another order; in 16 bits what is stored is rounded, and steps are shorter than the way gone
+        assert difference < (1e-5 if precision == torch.float32 else torch.finfo(precision).eps + moved), part
+        # and it has moved the same way: one that stands still has nothing in common with it. The mapping networks' parameters
+        # are so large that 16 bits do not show so few steps, which their masters keep
+        if precision != torch.float32 and part.endswith("mapping"):
+            continue
+        steps_taken = torch.stack([truth - expected["began"][part], got["ended"][part] - got["began"][part]])
+        assert float(torch.corrcoef(steps_taken)[0, 1]) > (0.999 if precision == torch.float32 else 0.7), part
 
 
 def error_on_the_first_rank(rank: int, port: int, folder: str) -> None:
@@ -113,7 +136,7 @@ def error_on_the_first_rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_what_the_first_rank_finds_is_known_to_all(tmp_path):
-    mp.spawn(error_on_the_first_rank, (29882, str(tmp_path)), nprocs=2)
+    mp.spawn(error_on_the_first_rank, (free_port(), str(tmp_path)), nprocs=2)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["no 0 0.5"] * 2
 
 
@@ -125,12 +148,3 @@ def test_overflow_in_a_gradient_is_bounded_where_blocks_compute_in_16_bits():
         engine = make_engine(torch.nn.Linear(4, 1, bias=False), config.optimizer.generator, 0, settings, run=None)
         engine.backward((engine.module.weight * overflowed).sum())
         assert torch.equal(engine.module.weight.grad.nan_to_num(7.0), expected.nan_to_num(7.0))
-
-
-@pytest.mark.parametrize("interval, lr, beta2", [(4, 0.002 * 0.8, 0.99**0.8), (16, 0.002 * 16 / 17, 0.99 ** (16 / 17)), (0, 0.002, 0.99)])
-def test_adam_is_corrected_for_lazy_regularization(interval, lr, beta2):
-    config = tiny(kind="torch")
-    engine = make_engine(torch.nn.Linear(1, 1), config.optimizer.generator, interval, config, run=None)
-    group, = engine.optimizer.param_groups
-    assert group["lr"] == pytest.approx(lr, rel=1e-12)
-    assert group["betas"] == (0.0, pytest.approx(beta2, rel=1e-12)) and group["eps"] == 1e-8

@@ -444,7 +444,7 @@ def test_scalars_reach_tensorboard_by_images_seen(tmp_path):
     points = events.Scalars("Loss/G/loss")
     assert [(point.step, point.value) for point in points] == [(64, 0.0), (4096, 1.0), (8192, 5.0)]
     times = [line["timestamp"] for line in stats_lines(tmp_path)]
-    assert [point.wall_time for point in points] == [times[0], times[1], times[3]]
+    assert [point.wall_time for point in points] == times
     assert "Progress/kimg" in events.Tags()["scalars"]
 
 

@@ -5,7 +5,8 @@ survive the gradient of a gradient that R1 and path length take. The engine serv
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -52,6 +53,8 @@ def start_run() -> Run:
     # DeepSpeed looks for this one even where no launcher has set it
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise configs.ConfigError(f"this machine has {torch.cuda.device_count()} GPU(s), and rank {local_rank} on it has none; start at most one rank per GPU")
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
@@ -77,7 +80,8 @@ def first_rank_decides(action: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             outcome[0] = action()
-        except (OSError, ValueError) as error:
+        # whatever it is, the others wait to hear of it
+        except Exception as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
@@ -128,6 +132,15 @@ def make_engine(module: nn.Module, adam: configs.Adam, regularization_interval: 
     return ZeroEngine(module, optimizer, config, run.world_size)
 
 
+@contextmanager
+def own_settings(optimizer: torch.optim.Adam) -> Iterator[None]:
+    """Load moments inside, and keep the optimizer's own learning rate and betas: a resumed run may have changed them."""
+    kept = [{key: group[key] for key in ("lr", "betas", "eps")} for group in optimizer.param_groups]
+    yield
+    for group, settings in zip(optimizer.param_groups, kept):
+        group.update(settings)
+
+
 def bound_gradients(module: nn.Module) -> None:
     """From now on replace what overflowed in a gradient: NaN by 0, infinity by 1e5.
 
@@ -163,4 +176,5 @@ class TorchEngine:
     def load(self, folder: Path) -> None:
         state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with own_settings(self.optimizer):
+            self.optimizer.load_state_dict(state["optimizer"])

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import config as configs
+from . import own_settings
 
 # deepspeed looks for its accelerator when imported, and warns if it is left to find a CPU by itself
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -35,12 +36,17 @@ class ZeroEngine:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, config: configs.Config, world_size: int):
         self.module = module
+        self.optimizer = optimizer
         if config.engine.precision == "fp16" and not get_accelerator().is_fp16_supported():
             raise configs.ConfigError("engine.precision: fp16 is not supported by DeepSpeed on this device; use bf16 or fp32")
         settings = deepspeed_settings(config, world_size)
         deepspeed.init_distributed(dist_init_required=False)
-        self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings,
-                              config_class=DeepSpeedConfig(settings), dist_init_required=False)
+        try:
+            checked = DeepSpeedConfig(settings)
+        except (ValueError, AssertionError) as error:
+            raise configs.ConfigError(f"engine.zero_options: DeepSpeed does not take {config.engine.zero_options}: "
+                                      f"{' '.join(str(error).split())}") from None
+        self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings, config_class=checked, dist_init_required=False)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -54,7 +60,8 @@ class ZeroEngine:
     def load(self, folder: Path) -> None:
         if not (folder / TAG).is_dir():
             raise FileNotFoundError("no DeepSpeed checkpoint")
-        self.engine.load_checkpoint(str(folder), tag=TAG)
+        with own_settings(self.optimizer):
+            self.engine.load_checkpoint(str(folder), tag=TAG)
 
 
 class _Engine(deepspeed.DeepSpeedEngine):
