@@ -1,6 +1,6 @@
 """The operators of style-based GANs. They need PyTorch and nothing else of this repository."""
 
-from ._dispatch import implementation
+from ._dispatch import explain, implementation
 from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
 from .convolution import conv2d_resample
 from .modulation import modulated_conv2d
@@ -12,6 +12,7 @@ __all__ = [
     "bias_act",
     "conv2d_resample",
     "downsample2d",
+    "explain",
     "filter2d",
     "fused_leaky_relu",
     "implementation",

@@ -79,7 +79,7 @@ def upfirdn2d(
         padding: For the upsampled image: a number, `[x, y]`, or `[x before, x after, y before, y after]`.
         flip_filter: False to convolve, True to correlate.
         gain: Factor on the result, once also for 1-D taps.
-        impl: "reference", or None for the one in force (see `implementation`).
+        impl: "triton", "reference", or None for the one in force (see `implementation`).
 
     Returns:
         `[N, C, H', W']`, of the dtype and memory format of `x`.

@@ -1,0 +1,43 @@
+"""Sizes of tiles, by architecture and operator: chosen ahead of time, never while training.
+
+Nothing here has been measured on a GPU: the entries come of reading what the compiler makes of them
+(bench/static). An entry that is not there falls back to "default".
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+TABLE = {
+    "default": {
+        # elements of a tile, warps that work on it
+        "bias_act": (2048, 4),
+        "bias_act_grad": (2048, 4),
+        # programs a gradient is spread over so that its bias gradient is summed in a fixed order
+        "bias_act_grad_programs": 2048,
+    },
+    "sm_80": {},
+    "sm_90": {},
+    # interpreted, in tests: small, so that small tensors cross the edges of tiles
+    "cpu": {
+        "bias_act": (512, 4),
+        "bias_act_grad": (512, 4),
+        "bias_act_grad_programs": 2,
+    },
+}
+
+
+def tuned(name: str, x: Tensor):
+    """The entry called `name` for the device of `x`."""
+    table = TABLE.get(architecture(x.device), {})
+    return table.get(name, TABLE["default"][name])
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """ "sm_90" for an H100, "cpu" where kernels are interpreted."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
