@@ -3,7 +3,7 @@
 from ._dispatch import explain, implementation
 from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
 from .convolution import conv2d_resample
-from .modulation import modulated_conv2d
+from .modulation import modulated_conv2d, modulated_conv2d_bias_act
 from .resampling import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "fused_leaky_relu",
     "implementation",
     "modulated_conv2d",
+    "modulated_conv2d_bias_act",
     "setup_filter",
     "upfirdn2d",
     "upsample2d",
