@@ -16,6 +16,15 @@ TABLE = {
         "bias_act_grad": (2048, 4),
         # programs a gradient is spread over so that its bias gradient is summed in a fixed order
         "bias_act_grad_programs": 2048,
+        # columns of a thread, rows of a step, steps, elements side by side, warps; for up to 4 and up to 12 taps
+        "upfirdn2d_up1_down1_4": (1, 4, 4, 1024, 4),
+        "upfirdn2d_up2_down1_4": (2, 4, 4, 1024, 4),
+        "upfirdn2d_up1_down2_4": (1, 2, 4, 1024, 4),
+        "upfirdn2d_up1_down1_12": (1, 12, 2, 512, 4),
+        "upfirdn2d_up2_down1_12": (2, 12, 2, 512, 4),
+        "upfirdn2d_up1_down2_12": (1, 6, 2, 512, 4),
+        # elements of a tile and warps of the kernel that takes everything
+        "upfirdn2d": (1024, 4),
     },
     "sm_80": {},
     "sm_90": {},
@@ -24,6 +33,13 @@ TABLE = {
         "bias_act": (512, 4),
         "bias_act_grad": (512, 4),
         "bias_act_grad_programs": 2,
+        "upfirdn2d_up1_down1_4": (1, 2, 2, 128, 4),
+        "upfirdn2d_up2_down1_4": (2, 2, 2, 128, 4),
+        "upfirdn2d_up1_down2_4": (1, 1, 2, 64, 4),
+        "upfirdn2d_up1_down1_12": (1, 2, 2, 128, 4),
+        "upfirdn2d_up2_down1_12": (2, 2, 4, 128, 4),
+        "upfirdn2d_up1_down2_12": (1, 2, 2, 128, 4),
+        "upfirdn2d": (512, 4),
     },
 }
 
