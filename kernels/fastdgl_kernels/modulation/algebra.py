@@ -30,20 +30,27 @@ class Tail(NamedTuple):
 class Layer(Function):
     """y from x `[N, I, H, W]`, dense, w of its dtype, s `[N, I]`, and d `[N, O]`, noise `[N or 1, H' W']`, bias `[O]`, or None.
 
-    Of the images, only x and y are kept.
+    Of the images, only x and y are kept. `own` takes the convolution from `kernel`, tail and all, instead of PyTorch;
+    what is to be differentiated again, PyTorch convolves in any case.
     """
 
     @staticmethod
     def forward(
         ctx, x: Tensor, w: Tensor, s: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None,
-        f: Tensor | None, plan: Plan, tail: Tail,
+        f: Tensor | None, plan: Plan, tail: Tail, own: bool,
     ) -> Tensor:  # fmt: skip
         from . import epilogue
 
-        y = dense(plan.run(epilogue.scale(x, s), w, f))
         ctx.bare = d is None and noise is None and bias is None and tail == Tail()
-        if not ctx.bare:
-            y = epilogue.forward(y, d, noise, bias, *tail)
+        ctx.own, xs = own, epilogue.scale(x, s)
+        if own:
+            from . import kernel
+
+            y = kernel.forward(xs, dense(w), d, noise, bias, *tail)
+        else:
+            y = dense(plan.run(xs, w, f))
+            if not ctx.bare:
+                y = epilogue.forward(y, d, noise, bias, *tail)
         ctx.save_for_backward(x, w, s, d, noise, bias, f, None if ctx.bare else y)
         ctx.plan, ctx.tail = plan, tail
         return y
@@ -51,7 +58,7 @@ class Layer(Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         gradients = _composed if torch.is_grad_enabled() else _fused
-        return *gradients(ctx, dy, *ctx.saved_tensors), None, None, None
+        return *gradients(ctx, dy, *ctx.saved_tensors), None, None, None, None
 
 
 def _fused(ctx, dy, x, w, s, d, noise, bias, f, y):
@@ -65,14 +72,22 @@ def _fused(ctx, dy, x, w, s, d, noise, bias, f, y):
             of_u=of_x or of_w or of_s, of_d=of_d, of_noise=of_noise, of_bias=of_bias,
         )  # fmt: skip
     dx = ds = dw = None
+    gradients = _own_gradients if ctx.own else ctx.plan.gradients
     if of_x or of_s:
-        t, _ = ctx.plan.gradients(du, x, w, f, of_x=True, of_w=False)
+        t, _ = gradients(du, x, w, f, of_x=True, of_w=False)
         dx, ds, xs = epilogue.scale_backward(dense_like(t, x), x, s, of_x=of_x, of_s=of_s, again=of_w)
     elif of_w:
         xs = epilogue.scale(x, s)
     if of_w:
-        _, dw = ctx.plan.gradients(du, xs, w, f, of_x=False, of_w=True)
-    return dx, dw, *_like([ds, dd, _shared(dnoise, noise), dbias], [s, d, noise, bias])
+        _, dw = gradients(du, xs, w, f, of_x=False, of_w=True)
+    return dx, *_like([dw, ds, dd, _shared(dnoise, noise), dbias], [w, s, d, noise, bias])
+
+
+def _own_gradients(dy: Tensor, x: Tensor, w: Tensor, f: None, *, of_x: bool, of_w: bool):
+    from . import kernel
+
+    dy = dense(dy)
+    return kernel.data_gradient(dy, dense(w)) if of_x else None, kernel.weight_gradient(x, dy) if of_w else None
 
 
 def _composed(ctx, dy, x, w, s, d, noise, bias, f, y):

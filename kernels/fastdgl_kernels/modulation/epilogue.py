@@ -162,7 +162,8 @@ def forward(
         return y
     N, C, P, layout = _sizes(u)
     grid = (triton.cdiv(P, layout["BP"]), triton.cdiv(C, layout["BC"]), N)
-    _forward[grid](u, d, noise, bias, y, C, P, _stride(noise), alpha, gain, clamp, **layout)
+    with torch.cuda.device_of(u):
+        _forward[grid](u, d, noise, bias, y, C, P, _stride(noise), alpha, gain, clamp, **layout)
     return y
 
 
@@ -189,10 +190,11 @@ def backward(
     sum_gu = y.new_empty([N, chunks, C], dtype=wide) if of_d else None
     dnoise = y.new_empty([N, blocks, P], dtype=wide) if of_noise else None
     if y.numel() > 0:
-        _backward[chunks, blocks, N](
-            dy, y, d, noise, bias, du, sum_g, sum_gu, dnoise, C, P, _stride(noise), alpha, gain, clamp,
-            **layout, STEPS=STEPS,
-        )  # fmt: skip
+        with torch.cuda.device_of(y):
+            _backward[chunks, blocks, N](
+                dy, y, d, noise, bias, du, sum_g, sum_gu, dnoise, C, P, _stride(noise), alpha, gain, clamp,
+                **layout, STEPS=STEPS,
+            )  # fmt: skip
     return (
         du,
         sum_gu.sum(1) if of_d else None,
@@ -211,7 +213,8 @@ def scale_backward(
     xs = torch.empty_like(x) if again else None
     ds = x.new_empty([N, chunks, C], dtype=torch.promote_types(x.dtype, torch.float32)) if of_s else None
     if x.numel() > 0:
-        _scale_backward[chunks, blocks, N](t, x, s, dx, xs, ds, C, P, **layout, STEPS=STEPS)
+        with torch.cuda.device_of(x):
+            _scale_backward[chunks, blocks, N](t, x, s, dx, xs, ds, C, P, **layout, STEPS=STEPS)
     return dx, ds.sum(1) if of_s else None, xs
 
 

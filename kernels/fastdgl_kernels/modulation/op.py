@@ -1,6 +1,7 @@
 """The public doors of the modulated layer: arguments are checked and completed here, and laid out for the algebra."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from ..resampling.op import check_filter, check_image, filter_size
 from ..resampling.reference import split_padding
 from . import reference
 from .algebra import Layer, Tail
+
+# the convolution that keeps the size, which has kernels of ours
+SAME = plan((3, 3), 1, 1, (1, 1, 1, 1))
 
 
 def modulated_conv2d(
@@ -51,8 +55,9 @@ def modulated_conv2d(
         demodulate: Divide by the norm of the scaled weights. ToRGB layers do not.
         flip_weight: True to correlate with `weight`, as PyTorch's convolution does, False to convolve.
         fused_modconv: Changes nothing: there is one way to compute it. Taken because callers pass it.
-        impl: "cudnn" (PyTorch's convolution between two Triton kernels), "reference", or None for the one
-            in force (see `implementation`).
+        impl: "cudnn" (PyTorch's convolution between two Triton kernels), "triton" (the same, and the convolution too
+            where there is a kernel for it: 3x3 without resampling, 16 bits, channels in multiples of 64),
+            "reference", or None for the one in force (see `implementation`).
 
     Returns:
         `[N, O, H', W']`, of the dtype of `x`; channels last in 16 bits where "cudnn" runs.
@@ -60,7 +65,13 @@ def modulated_conv2d(
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, equations 1 and 3.
     """
     up, down, padding = _checked(x, weight, styles, noise, up, down, padding, resample_filter)
-    run = dispatch(x, impl, cudnn=_modulated_conv2d, reference=reference.modulated_conv2d)
+    run = dispatch(
+        x,
+        impl,
+        cudnn=_modulated_conv2d,
+        triton=partial(_modulated_conv2d, own=True),
+        reference=reference.modulated_conv2d,
+    )
     return run(x, weight, styles, noise, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight))
 
 
@@ -97,7 +108,13 @@ def modulated_conv2d_bias_act(
     up, down, padding = _checked(x, weight, styles, noise, up, down, padding, resample_filter)
     _check_bias(x, weight, bias)
     alpha, gain, clamp = _completed(act, alpha, gain, clamp)
-    run = dispatch(x, impl, cudnn=_modulated_conv2d_bias_act, reference=reference.modulated_conv2d_bias_act)
+    run = dispatch(
+        x,
+        impl,
+        cudnn=_modulated_conv2d_bias_act,
+        triton=partial(_modulated_conv2d_bias_act, own=True),
+        reference=reference.modulated_conv2d_bias_act,
+    )
     return run(
         x, weight, styles, noise, bias, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight),
         act, alpha, gain, clamp,
@@ -117,6 +134,8 @@ def _modulated_conv2d(
     flip_weight: bool,
     bias: Tensor | None = None,
     tail: Tail = Tail(),
+    *,
+    own: bool = False,
 ) -> Tensor:
     # the dtypes of a layer are its caller's choice: autocast is not to choose again
     with torch.autocast(x.device.type, enabled=False):
@@ -135,7 +154,16 @@ def _modulated_conv2d(
         if noise is not None:
             noise = noise.reshape(1 if noise.ndim == 2 else len(noise), -1)
         how = plan(kernel, up, down, padding)
-        return Layer.apply(dense(x), weight.to(x.dtype), styles.to(wide), d, noise, bias, resample_filter, how, tail)
+        own = own and how == SAME and _takes(x, weight)
+        weight, styles = weight.to(x.dtype), styles.to(wide)
+        return Layer.apply(dense(x), weight, styles, d, noise, bias, resample_filter, how, tail, own)
+
+
+def _takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the convolution has a kernel of ours for these."""
+    from . import kernel
+
+    return kernel.why_not(x, weight.shape[0]) is None
 
 
 def _modulated_conv2d_bias_act(
@@ -154,13 +182,15 @@ def _modulated_conv2d_bias_act(
     alpha: float,
     gain: float,
     clamp: float | None,
+    *,
+    own: bool = False,
 ) -> Tensor:
     layer = (x, weight, styles, noise, up, down, padding, resample_filter, demodulate, flip_weight)
     alpha = {"linear": 1.0, "relu": 0.0}.get(act, alpha)
     # the backward reads the slope off the sign of the output
     if activation_funcs[act].homogeneous and alpha >= 0 and gain > 0:
-        return _modulated_conv2d(*layer, bias, Tail(alpha, gain, clamp))
-    y = _modulated_conv2d(*layer)
+        return _modulated_conv2d(*layer, bias, Tail(alpha, gain, clamp), own=own)
+    y = _modulated_conv2d(*layer, own=own)
     return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp, impl="auto")
 
 
