@@ -20,7 +20,8 @@ class Case:
         bytes: That the operator has to move, each tensor once.
         flops: On the tensor cores; 0 for a kernel that only moves memory.
         trips: How often the loop with the matrix instructions runs; or, in a kernel without them, its longest loop.
-        narrow: Whether accesses of less than 16 bytes are in order, as for the 3 channels of an image.
+        wide: Accesses of 16 bytes that a thread has to have at least, which are those of images; 0 where images
+            cannot be accessed so, as those of 3 channels.
         excuse: Why the kernel may be predicted to miss its roofline; empty if it may not.
         budget: Factor by which it may miss it.
     """
@@ -37,7 +38,7 @@ class Case:
     bytes: int = 0
     flops: int = 0
     trips: int = 1
-    narrow: bool = False
+    wide: int = 1
     excuse: str = ""
     budget: float = 1.15
     options: Mapping[str, object] = field(default_factory=dict)

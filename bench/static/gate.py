@@ -31,11 +31,8 @@ def _spills(facts: Facts):
 def _memory(case: Case, facts: Facts):
     if facts.shared > DEVICES[case.arch].shared - 1024:
         yield f"{facts.shared} bytes of shared memory, more than the {DEVICES[case.arch].name} has"
-    if not case.narrow and not facts.wide:
-        yield "no access of 16 bytes"
-    # numbers that are one per channel or per pixel are few
-    if not case.narrow and not case.flops and facts.narrow > facts.wide:
-        yield f"{facts.narrow} accesses of less than 16 bytes, and {facts.wide} of 16"
+    if facts.wide < case.wide:
+        yield f"{facts.wide} accesses of 16 bytes, expected at least {case.wide}; {facts.narrow} narrower ones"
 
 
 def _matrix(case: Case, facts: Facts):
@@ -59,7 +56,7 @@ def _prediction(case: Case, facts: Facts):
     p = predicted(case, facts)
     if p.roofline_us and p.ratio > case.budget:
         yield f"predicted {p.predicted_us:.0f} us, {p.ratio:.2f} of its roofline, bound by {p.bound}"
-    if not case.flops and p.issue_us > 0.85 * p.memory_us:
+    if case.bytes and not case.flops and p.issue_us > 0.85 * p.memory_us:
         yield f"issue slots take {p.issue_us:.0f} us of {p.memory_us:.0f} us of memory traffic"
 
 
