@@ -62,32 +62,26 @@ class Layer(Function):
 
 
 def _fused(ctx, dy, x, w, s, d, noise, bias, f, y):
-    from . import epilogue
+    from . import epilogue, kernel
 
     of_x, of_w, of_s, of_d, of_noise, of_bias = ctx.needs_input_grad[:6]
-    du, dd, dnoise, dbias = dy, None, None, None
+    du, dd, dnoise, dbias = dense(dy), None, None, None
     if not ctx.bare:
         du, dd, dnoise, dbias = epilogue.backward(
             dense_like(dy, y), y, d, noise, bias, *ctx.tail,
             of_u=of_x or of_w or of_s, of_d=of_d, of_noise=of_noise, of_bias=of_bias,
         )  # fmt: skip
     dx = ds = dw = None
-    gradients = _own_gradients if ctx.own else ctx.plan.gradients
+    if not ctx.own and (of_x or of_w or of_s):
+        du = ctx.plan.pulled(du, f, x.shape[:1:-1])
     if of_x or of_s:
-        t, _ = gradients(du, x, w, f, of_x=True, of_w=False)
+        t = kernel.data_gradient(du, dense(w)) if ctx.own else ctx.plan.data_gradient(du, w, f, x.shape[:1:-1])
         dx, ds, xs = epilogue.scale_backward(dense_like(t, x), x, s, of_x=of_x, of_s=of_s, again=of_w)
     elif of_w:
         xs = epilogue.scale(x, s)
     if of_w:
-        _, dw = gradients(du, xs, w, f, of_x=False, of_w=True)
+        dw = kernel.weight_gradient(xs, du) if ctx.own else ctx.plan.weight_gradient(du, xs, f)
     return dx, *_like([dw, ds, dd, _shared(dnoise, noise), dbias], [w, s, d, noise, bias])
-
-
-def _own_gradients(dy: Tensor, x: Tensor, w: Tensor, f: None, *, of_x: bool, of_w: bool):
-    from . import kernel
-
-    dy = dense(dy)
-    return kernel.data_gradient(dy, dense(w)) if of_x else None, kernel.weight_gradient(x, dy) if of_w else None
 
 
 def _composed(ctx, dy, x, w, s, d, noise, bias, f, y):
@@ -101,10 +95,16 @@ def _composed(ctx, dy, x, w, s, d, noise, bias, f, y):
     # u was not kept
     dd = Dot.apply(g, ctx.plan.run(xs, w, f)) if of_d else None
     du = g if d is None else Scale.apply(g, d)
-    t, dw = ctx.plan.gradients(du, xs, w, f, of_x=of_x or of_s, of_w=of_w)
-    dx = Scale.apply(t, s) if of_x else None
-    ds = Dot.apply(t, x) if of_s else None
-    return dx, dw, *_like([ds, dd, _shared(dnoise, noise), dbias], [s, d, noise, bias])
+    dx = dw = ds = None
+    if of_x or of_w or of_s:
+        du = ctx.plan.pulled(du, f, x.shape[:1:-1])
+    if of_x or of_s:
+        t = ctx.plan.data_gradient(du, w, f, x.shape[:1:-1])
+        dx = Scale.apply(t, s) if of_x else None
+        ds = Dot.apply(t, x) if of_s else None
+    if of_w:
+        dw = ctx.plan.weight_gradient(du, xs, f)
+    return dx, *_like([dw, ds, dd, _shared(dnoise, noise), dbias], [w, s, d, noise, bias])
 
 
 def _like(gradients: list[Tensor | None], tensors: list[Tensor | None]) -> list[Tensor | None]:

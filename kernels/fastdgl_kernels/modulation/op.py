@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._dispatch import dispatch
 from ..activation import activation_funcs, bias_act
-from ..convolution.algebra import plan
+from ..convolution.algebra import arranged, plan
 from ..convolution.layout import dense
 from ..convolution.op import check_output, parse_factor, whole_padding
 from ..resampling.geometry import Padding, Pair, parse_padding
 from ..resampling.op import check_filter, check_image, filter_size
-from ..resampling.reference import split_padding
 from . import reference
 from .algebra import Layer, Tail
 
@@ -139,21 +137,12 @@ def _modulated_conv2d(
 ) -> Tensor:
     # the dtypes of a layer are its caller's choice: autocast is not to choose again
     with torch.autocast(x.device.type, enabled=False):
-        kernel = tuple(weight.shape[2:])
         d, wide = None, torch.promote_types(x.dtype, torch.float32)
         if demodulate:
             weight, styles, d = reference.demodulated(weight, styles, x.dtype)
-        if up == down == 1:
-            inside, rest = split_padding(padding)
-            x, padding = F.pad(x, rest) if any(rest) else x, (inside[0], inside[0], inside[1], inside[1])
-        transposed = up > 1 and kernel != (1, 1)
-        if flip_weight == transposed:
-            weight = weight.flip([2, 3])
-        if transposed:
-            weight = weight.transpose(0, 1)
         if noise is not None:
             noise = noise.reshape(1 if noise.ndim == 2 else len(noise), -1)
-        how = plan(kernel, up, down, padding)
+        x, weight, how = arranged(x, weight, up, down, padding, flip_weight=flip_weight)
         own = own and how == SAME and _takes(x, weight)
         weight, styles = weight.to(x.dtype), styles.to(wide)
         return Layer.apply(dense(x), weight, styles, d, noise, bias, resample_filter, how, tail, own)
