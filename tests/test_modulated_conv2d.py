@@ -271,6 +271,24 @@ def test_gradients_taken_once_are_those_of_the_reference(noise, channels_last, a
         assert_close(got, expected, f"gradient of input {number}")
 
 
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_small_tensors_may_be_expanded_or_slices(twice):
+    x, weight, styles, noise, bias = of_a_layer(LAYERS["hidden"])
+    styles = styles[:1].expand(2, 5), torch.cat([styles, styles], 1)[:, ::2]
+    noises, biases = (noise[:1].expand(2, 1, 6, 7), noise.mT.contiguous().mT), (bias[:1].expand(4), bias.repeat(2)[::2])
+    for s, n, b in zip(styles, noises, biases):
+        tensors = [t.requires_grad_() for t in (x, weight)] + [t.detach().requires_grad_() for t in (s, n, b)]
+        results = []
+        for f in (layer, one_after_the_other):
+            # the gradients that come back are expanded too
+            gradients = torch.autograd.grad(f(*tensors, padding=1).sum(), tensors, create_graph=twice)
+            if twice:
+                gradients = torch.autograd.grad(sum(g.sum() for g in gradients), tensors[:3])
+            results.append(gradients)
+        for got, expected in zip(*results):
+            assert_close(got, expected)
+
+
 @pytest.mark.parametrize("needed", range(5), ids=["x", "weight", "styles", "noise", "bias"])
 def test_one_gradient_alone_is_the_same(needed):
     tensors = of_a_layer(LAYERS["hidden"])

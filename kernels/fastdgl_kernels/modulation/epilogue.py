@@ -161,6 +161,7 @@ def forward(
     if y.numel() == 0:
         return y
     N, C, P, layout = _sizes(u)
+    d, noise, bias = _contiguous(d, noise, bias)
     grid = (triton.cdiv(P, layout["BP"]), triton.cdiv(C, layout["BC"]), N)
     with torch.cuda.device_of(u):
         _forward[grid](u, d, noise, bias, y, C, P, _stride(noise), alpha, gain, clamp, **layout)
@@ -183,6 +184,7 @@ def backward(
     normal u * d, it erred 2.5 times as much in fp16 as from u itself. In return, a layer keeps one image less.
     """
     N, C, P, layout = _sizes(y)
+    d, noise, bias = _contiguous(d, noise, bias)
     wide = torch.promote_types(y.dtype, torch.float32)
     chunks, blocks = triton.cdiv(P, layout["BP"] * STEPS), triton.cdiv(C, layout["BC"])
     du = torch.empty_like(y) if of_u else None
@@ -208,6 +210,7 @@ def scale_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """For t, the gradient of x * s: the gradients of x and of s `[N, C]`, and x * s once more; those asked for."""
     N, C, P, layout = _sizes(x)
+    (s,) = _contiguous(s)
     chunks, blocks = triton.cdiv(P, layout["BP"] * STEPS), triton.cdiv(C, layout["BC"])
     dx = torch.empty_like(x) if of_x else None
     xs = torch.empty_like(x) if again else None
@@ -237,6 +240,11 @@ def tile(C: int, P: int, channels_last: bool) -> dict:
 def _sizes(x: Tensor) -> tuple[int, int, int, dict]:
     N, C, H, W = x.shape
     return N, C, H * W, tile(C, H * W, is_channels_last(x))
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The small tensors, which may come expanded or as slices."""
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
 def _stride(noise: Tensor | None) -> int:

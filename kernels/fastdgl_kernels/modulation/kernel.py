@@ -167,6 +167,8 @@ def data_gradient(dy: Tensor, w: Tensor, blocks: Tile | None = None) -> Tensor:
 
 def _run(x, w, O, transposed, d, noise, bias, alpha, gain, clamp, blocks):
     N, I, H, W = x.shape
+    # they may come expanded or as slices
+    d, noise, bias = (None if t is None else t.contiguous() for t in (d, noise, bias))
     t = blocks or tile(H, W, O, architecture(x.device))
     y = torch.empty([N, O, H, W], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     noise_stride = 0 if noise is None or len(noise) == 1 else H * W
