@@ -20,9 +20,9 @@ TABLE = {
         "upfirdn2d_up1_down1_4": (1, 4, 4, 1024, 4),
         "upfirdn2d_up2_down1_4": (2, 4, 4, 1024, 4),
         "upfirdn2d_up1_down2_4": (1, 2, 4, 1024, 4),
-        "upfirdn2d_up1_down1_12": (1, 12, 2, 512, 4),
-        "upfirdn2d_up2_down1_12": (2, 12, 2, 512, 4),
-        "upfirdn2d_up1_down2_12": (1, 6, 2, 512, 4),
+        "upfirdn2d_up1_down1_12": (1, 4, 8, 1024, 4),
+        "upfirdn2d_up2_down1_12": (2, 4, 8, 1024, 4),
+        "upfirdn2d_up1_down2_12": (1, 2, 8, 1024, 4),
         # elements of a tile and warps of the kernel that takes everything
         "upfirdn2d": (1024, 4),
     },

@@ -53,11 +53,12 @@ def _filtered_row(
     """One input row, filtered along x: a tile for each of SLOTS neighbouring outputs."""
     FIRST: tl.constexpr = _first(0, UP, DOWN, PAD)
     LAST: tl.constexpr = _last(SLOTS - 1, UP, DOWN, PAD, TAPS)
-    exists = (iy >= 0) & (iy < H)
+    # a row that does not exist has no pixels
+    end = tl.where((iy >= 0) & (iy < H), W, 0)
     row = x + (iy.to(tl.int64) * W) * C
     pixels = ()
     for i in tl.static_range(FIRST, LAST + 1):
-        there = exists & (col + i >= 0) & (col + i < W)
+        there = (col + i >= 0) & (col + i < end)
         pixels = pixels + (tl.load(row + i * C + offset, mask=there[:, None] & inside[None, :], other=0).to(tl.float32),)
     slots = ()
     for s in tl.static_range(0, SLOTS):
@@ -113,26 +114,34 @@ def upfirdn2d_nhwc_kernel(
     FIRST: tl.constexpr = _first(0, UP, DOWN, PAD_Y)
     LAST: tl.constexpr = _last(ROWS - 1, UP, DOWN, PAD_Y, TAPS_Y)
     KEPT: tl.constexpr = LAST - FIRST + 1 - STRIDE
+    # so many steps fill the window where that is too much to write out: ptxas would take minutes
+    WARM_UP: tl.constexpr = 0 if KEPT <= 4 else (KEPT + STRIDE - 1) // STRIDE
     iy0 = oy0 // UP * DOWN
     window = ()
     for i in tl.static_range(0, KEPT):
-        window = window + _filtered_row(
-            x, iy0 + (FIRST + i), H, W, C, col, offset, inside, kx, UP, DOWN, PAD_X, TAPS_X, SLOTS
-        )
-    for step in tl.range(0, STEPS):
+        if WARM_UP == 0:
+            window = window + _filtered_row(
+                x, iy0 + (FIRST + i), H, W, C, col, offset, inside, kx, UP, DOWN, PAD_X, TAPS_X, SLOTS
+            )
+        else:
+            for s in tl.static_range(0, SLOTS):
+                window = window + (tl.zeros((COLS, CHANNELS), tl.float32),)
+    for step in tl.range(-WARM_UP, STEPS):
         rows = window
         for i in tl.static_range(KEPT, KEPT + STRIDE):
             rows = rows + _filtered_row(
                 x, iy0 + step * STRIDE + (FIRST + i), H, W, C, col, offset, inside, kx, UP, DOWN, PAD_X, TAPS_X, SLOTS
             )
             for r in tl.static_range(0, ROWS):
-                if _last(r, UP, DOWN, PAD_Y, TAPS_Y) == FIRST + i:
+                # as soon as its last row is there
+                if max(_last(r, UP, DOWN, PAD_Y, TAPS_Y), FIRST + KEPT) == FIRST + i:
                     oy = oy0 + step * ROWS + r
+                    end = tl.where((oy >= oy0) & (oy < OH), OW, 0)
                     for s in tl.static_range(0, SLOTS):
                         v = tl.zeros((COLS, CHANNELS), tl.float32)
-                        for j in tl.static_range(_first(r, UP, DOWN, PAD_Y), FIRST + i + 1):
+                        for j in tl.static_range(_first(r, UP, DOWN, PAD_Y), _last(r, UP, DOWN, PAD_Y, TAPS_Y) + 1):
                             v += rows[(j - FIRST) * SLOTS + s] * ky[_tap(j, r, UP, DOWN, PAD_Y)]
-                        there = (oy < OH) & (q * SLOTS + s < OW)
+                        there = q * SLOTS + s < end
                         if TAIL:
                             if demod is not None:
                                 v *= d
