@@ -434,6 +434,30 @@ def test_a_layer_says_what_is_wrong(arguments, error, words):
         modulated_conv2d_bias_act(X, WEIGHT, STYLES, padding=1, **arguments)
 
 
+@pytest.mark.parametrize("factors", [dict(up=2), dict(up=2, down=2)], ids=["up", "up-and-down"])
+@pytest.mark.parametrize("noise", [(2, 1), (1, 1), ()], ids=["own-noise", "shared-noise", "constant-noise"])
+def test_the_tail_may_come_with_the_filter(noise, factors):
+    size = [n * factors["up"] // factors.get("down", 1) for n in (5, 6)]
+    tensors = [normal(2, 8, 5, 6), normal(16, 8, 3, 3, seed=1), normal(2, 8, seed=2), normal(*noise, *size, seed=3)]
+    tensors.append(normal(16, seed=4))
+
+    def results(f, dtype):
+        inputs = [t.to(dtype if i == 0 else torch.promote_types(dtype, torch.float32)) for i, t in enumerate(tensors)]
+        inputs = [t.requires_grad_() for t in inputs]
+        y = f(*inputs, padding=1, act="linear", clamp=100.0, **factors)
+        return [y, *torch.autograd.grad(y, inputs, normal(*y.shape, seed=9).to(dtype))]
+
+    for number, (exact, allowed, got) in enumerate(
+        zip(
+            results(one_after_the_other, torch.float64),
+            results(one_after_the_other, torch.float16),
+            results(layer, torch.float16),
+        )
+    ):
+        floor = exact.abs().max() * torch.finfo(torch.float16).eps
+        assert (got - exact).abs().max() <= 2 * (allowed - exact).abs().max() + floor, f"result {number}"
+
+
 N, C, H, W = 2, 64, 8, 16
 SMALL_TILES = {
     "one-box": kernel.Tile(8, 16, 64, 64, 4, 3),

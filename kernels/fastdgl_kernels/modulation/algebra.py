@@ -7,6 +7,7 @@ members of families that are closed: Conv and WeightGrad, Scale and Dot, Slope. 
 `torch.is_grad_enabled()`.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch.autograd import Function
 
 from ..convolution.algebra import Plan
 from ..convolution.layout import dense, dense_like
+from ..resampling.op import upfirdn2d
 
 # the kernels are imported where they are launched, so that the package imports without Triton
 
@@ -47,10 +49,10 @@ class Layer(Function):
             from . import kernel
 
             y = kernel.forward(xs, dense(w), d, noise, bias, *tail)
-        else:
+        elif ctx.bare:
             y = dense(plan.run(xs, w, f))
-            if not ctx.bare:
-                y = epilogue.forward(y, d, noise, bias, *tail)
+        else:
+            y = _ended(xs, w, d, noise, bias, f, plan, tail)
         ctx.save_for_backward(x, w, s, d, noise, bias, f, None if ctx.bare else y)
         ctx.plan, ctx.tail = plan, tail
         return y
@@ -59,6 +61,23 @@ class Layer(Function):
     def backward(ctx, dy: Tensor):
         gradients = _composed if torch.is_grad_enabled() else _fused
         return *gradients(ctx, dy, *ctx.saved_tensors), None, None, None, None
+
+
+def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
+    """Convolution, filters and tail; the tail in the pass of the last filter where that has a kernel with one."""
+    from ..resampling import kernel as filters
+    from . import epilogue
+
+    if plan.after and xs.dtype != torch.float64:
+        *_, last = plan.after
+        u = dense(replace(plan, after=plan.after[:-1]).run(xs, w, f))
+        try:
+            return filters.upfirdn2d(u, f, last, filters.Tail(d, noise, bias, *tail))
+        except NotImplementedError:
+            u = upfirdn2d(u, f, last.up, last.down, last.padding, last.flip_filter, last.gain, impl="auto")
+    else:
+        u = plan.run(xs, w, f)
+    return epilogue.forward(dense(u), d, noise, bias, *tail)
 
 
 def _fused(ctx, dy, x, w, s, d, noise, bias, f, y):
