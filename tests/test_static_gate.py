@@ -107,3 +107,15 @@ def test_each_fault_is_called_by_its_name(change, words):
     )
     found = violations(case, Facts(**{**GOOD, **change}), GOOD)
     assert found == [] if words is None else any(words in one for one in found)
+
+
+def test_what_is_wrong_is_told_and_is_not_what_the_next_run_compares_with(tmp_path):
+    from bench.static import table
+
+    numbers = dict(occupancy=1, waves=1.0, memory_us=1.0, matrix_us=0.0, issue_us=0.5, predicted_us=1.0, ratio=1.0)
+    row = GOOD | numbers | dict(bound="memory", excuse="")
+    rows = {"good": row | dict(wrong=[]), "bad": row | dict(registers=200, wrong=["bad: 8 bytes of stack"])}
+    for accept, kept in ((False, 128), (True, 200)):
+        table.write(rows, {"bad": row}, tmp_path, accept)
+        assert table.recorded(tmp_path / "table.json")["bad"]["registers"] == kept
+        assert "**wrong:** bad: 8 bytes of stack" in (tmp_path / "table.md").read_text()

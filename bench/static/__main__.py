@@ -1,8 +1,8 @@
-"""Compile, read, price and judge all cases; write table.md and table.json where nothing is wrong.
+"""Compile, read, price and judge all cases; write table.md, and table.json for the next run to compare with.
 
     python -m bench.static                       all of them
     python -m bench.static --only 'conv .*90'    some, nothing written
-    python -m bench.static --accept              write the table whatever it says: the new state is the one to keep
+    python -m bench.static --accept              what is worse than before, or wrong, is what to compare with from now on
 """
 
 import argparse
@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.static", description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", metavar="REGEX", help="cases whose name and architecture match; writes no table")
-    parser.add_argument("--accept", action="store_true", help="write the table even if something is wrong")
+    parser.add_argument("--only", metavar="REGEX", help="cases whose name and architecture match; nothing is written")
+    parser.add_argument("--accept", action="store_true", help="keep what is wrong, too, to compare the next run with")
     arguments = parser.parse_args()
     # Triton 3.9 announces another default for its next release
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
@@ -29,20 +29,19 @@ def main() -> int:
     from . import table
 
     recorded = table.recorded(HERE / "table.json")
-    rows, wrong = [], []
+    rows = {}
     for case in _cases():
         if arguments.only and not re.search(arguments.only, case.key):
             continue
-        row, found = table.row(case, recorded.get(case.key))
-        rows.append(row)
-        wrong += found
-        print(table.line(row), flush=True)
-    print(*wrong, sep="\n")
+        rows[case.key] = table.row(case, recorded.get(case.key))
+        print(table.line(case.key, rows[case.key]), flush=True)
     if not rows:
         print(f"no case matches {arguments.only!r}")
         return 1
-    if not arguments.only and (arguments.accept or not wrong):
-        table.write(rows, HERE)
+    if not arguments.only:
+        table.write(rows, recorded, HERE, arguments.accept)
+    wrong = [words for row in rows.values() for words in row["wrong"]]
+    print(*wrong, sep="\n")
     print(f"{len(rows)} cases, {len(wrong)} violations, triton {triton.__version__}")
     return 1 if wrong else 0
 

@@ -1,13 +1,17 @@
 """The modulated layers of StyleGAN2, config F, at 256 and 1024: every kernel around and in their convolutions."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fastdgl_kernels.modulation import epilogue, kernel
 
 from .case import Case
 
-# resolution of the generator: batch, and the resolutions that compute in 16 bits
-GENERATORS = {256: (32, (32, 64, 128, 256)), 1024: (8, (128, 256, 512, 1024))}
+# resolution of the generator: its batch
+GENERATORS = {256: 32, 1024: 8}
+
+# the highest resolutions that compute in 16 bits
+HALF = 4
 
 GAIN, CLAMP, ALPHA = 2**0.5, 256.0, 0.2
 
@@ -17,23 +21,28 @@ def channels(resolution: int) -> int:
     return min(32768 // resolution, 512)
 
 
-def layers() -> list[tuple[int, int, int]]:
-    """(batch, resolution, channels), each once, of those that compute in 16 bits."""
-    every = {(N, R, channels(R)) for N, resolutions in GENERATORS.values() for R in resolutions}
+def layers(*, half: bool = True) -> list[tuple[int, int, int]]:
+    """(batch, resolution, channels) of the layers that compute in 16 bits or of those in fp32, each once."""
+    every = set()
+    for largest, N in GENERATORS.items():
+        resolutions = [2**i for i in range(2, largest.bit_length())]
+        every |= {(N, R, channels(R)) for R in (resolutions[-HALF:] if half else resolutions[:-HALF])}
     return sorted(every, key=lambda layer: (layer[1], layer[0]))
 
 
 def cases() -> Iterator[Case]:
     """All of them, for both architectures."""
     for arch in (90, 80):
-        for N, R, C in layers():
+        for N, R, C in layers(half=True):
             yield from _around(arch, N, R, C)
             # fewer than 64 channels are left to cuDNN
             if C >= 64:
                 yield from _convolution(arch, N, R, C)
-        # the low resolutions compute in fp32, channels first
-        yield from _around(arch, 32, 16, 512, wide=True)
-        yield _image(arch, 32, 256)
+        for N, R, C in layers(half=False):
+            yield from _around(arch, N, R, C, wide=True)
+        for R, N in GENERATORS.items():
+            yield from _image(arch, N, R)
+        yield from _single(arch)
 
 
 def _around(arch: int, N: int, R: int, C: int, wide: bool = False) -> Iterator[Case]:
@@ -75,16 +84,32 @@ def _around(arch: int, N: int, R: int, C: int, wide: bool = False) -> Iterator[C
     )  # fmt: skip
 
 
-def _image(arch: int, N: int, R: int) -> Case:
+def _image(arch: int, N: int, R: int) -> Iterator[Case]:
     """The tail of ToRGB: 3 channels, channels last because the convolution before it was."""
-    tile = epilogue.tile(3, R * R, channels_last=True)
-    return Case(
-        f"epilogue 3@{R} N={N} rgb", epilogue._forward,
-        dict(u="*fp16", y="*fp16", bias="*fp32", C="i32", P="i32", noise_stride="i32"),
-        dict(d=None, noise=None, ALPHA=1.0, GAIN=1.0, CLAMP=CLAMP) | tile, arch,
-        divisible=("P",), programs=N * -(-R * R // tile["BP"]), bytes=N * R * R * 12, wide=0,
-        excuse="2-byte accesses: 3 channels",
+    P = R * R
+    tile = epilogue.tile(3, P, channels_last=True)
+    tiles = -(-P // tile["BP"])
+    chunks = -(-tiles // epilogue.STEPS)
+    numbers, tail = dict(C="i32", P="i32", noise_stride="i32"), dict(d=None, noise=None, ALPHA=1.0, GAIN=1.0, CLAMP=CLAMP)
+    common = dict(arch=arch, divisible=("P",), wide=0, excuse="2-byte accesses: 3 channels")
+    yield Case(
+        f"epilogue 3@{R} N={N} rgb", epilogue._forward, dict(u="*fp16", y="*fp16", bias="*fp32", **numbers), tail | tile,
+        programs=N * tiles, bytes=N * P * 12, **common,
     )  # fmt: skip
+    yield Case(
+        f"epilogue gradient 3@{R} N={N} rgb", epilogue._backward,
+        dict(dy="*fp16", y="*fp16", bias="*fp32", du="*fp16", sum_g="*fp32", **numbers),
+        tail | tile | dict(sum_gu=None, dnoise=None, STEPS=epilogue.STEPS),
+        programs=N * chunks, bytes=N * P * 18, trips=epilogue.STEPS, **common,
+    )  # fmt: skip
+
+
+def _single(arch: int) -> Iterator[Case]:
+    """One sample with weights of its own: Triton makes a kernel of its own where an integer is 1."""
+    for case in _convolution(arch, 1, 64, 512):
+        one = {"N": 1, "weights_per_sample": 1}.items()
+        constexprs = {name: value for name, value in one if name in case.signature}
+        yield replace(case, constexprs=case.constexprs | constexprs, excuse="one sample does not fill the machine")
 
 
 def _convolution(arch: int, N: int, R: int, C: int) -> Iterator[Case]:

@@ -23,28 +23,29 @@ memory and matrix bounds; "bound" is what the prediction is bound by. A case tha
 COLUMNS = "registers", "spills", "shared", "occupancy", "loop", "accesses", "waves", "memory_us", "matrix_us", "issue_us"
 
 
-def row(case: Case, recorded: dict | None) -> tuple[dict, list[str]]:
-    """What the table holds of a case, and what is wrong with it."""
+def row(case: Case, recorded: dict | None) -> dict:
+    """What the table holds of a case, what is wrong with it included."""
     facts = compiled(case)
-    found = violations(case, facts, recorded)
-    return {"case": case.key, **facts.as_dict(), **predicted(case, facts).as_dict(), "excuse": case.excuse}, found
+    wrong = violations(case, facts, recorded)
+    return facts.as_dict() | predicted(case, facts).as_dict() | {"excuse": case.excuse, "wrong": wrong}
 
 
-def line(row: dict) -> str:
+def line(key: str, row: dict) -> str:
     """A row in Markdown."""
-    cells = {**row, "accesses": f"{row['wide']} / {row['narrow']}"}
+    cells = {**row, "case": key, "accesses": f"{row['wide']} / {row['narrow']}"}
     # an excuse is only worth telling where it was needed
-    excuse = row["excuse"] if row["ratio"] > 1.15 else ""
+    words = "**wrong:** " + "; ".join(row["wrong"]) if row["wrong"] else row["excuse"] if row["ratio"] > 1.15 else ""
     shown = [cells[name] for name in ("case", *COLUMNS, "predicted_us", "ratio", "bound")]
-    return f"| {' | '.join(map(str, shown))} | {excuse} |"
+    return f"| {' | '.join(map(str, shown))} | {words} |"
 
 
-def write(rows: list[dict], folder: Path) -> None:
-    """table.md and table.json."""
-    text = HEAD.format(version=triton.__version__) + "\n".join(map(line, rows)) + "\n"
+def write(rows: dict[str, dict], recorded: dict[str, dict], folder: Path, accept: bool) -> None:
+    """table.md, of what there is, and table.json, to compare the next run with: what is wrong does not get into it."""
+    text = HEAD.format(version=triton.__version__) + "\n".join(line(key, row) for key, row in rows.items()) + "\n"
     (folder / "table.md").write_text(text)
+    kept = {key: row if accept or not row["wrong"] else recorded.get(key) for key, row in rows.items()}
     # seconds of compilation differ from run to run
-    kept = {row["case"]: {k: v for k, v in row.items() if k not in ("case", "compile_s")} for row in rows}
+    kept = {key: {k: v for k, v in row.items() if k not in ("compile_s", "wrong")} for key, row in kept.items() if row}
     (folder / "table.json").write_text(json.dumps({"triton": triton.__version__, "cases": kept}, indent=1) + "\n")
 
 
