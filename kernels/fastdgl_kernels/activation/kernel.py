@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
-from .._tuning import tuned
+from .._tuning import architecture, tuned
 from .spec import Spec
 
 
@@ -253,7 +253,7 @@ def forward(x: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
     """y = clamp(gain * act(x + b)), in the memory order of x, which has no gaps."""
     y = torch.empty_like(x)
     m = _matrix(x, None if b is None else spec.dim)
-    elements, warps = tuned("bias_act", x)
+    elements, warps = tuned("bias_act", architecture(x.device))
     rows, cols = m.tile(elements)
     launch(
         bias_act_kernel, triton.cdiv(m.rows, rows) * triton.cdiv(m.cols, cols),
@@ -277,9 +277,10 @@ def gradient(
     """
     dx = torch.empty_like(dy)
     m = _matrix(dy, spec.dim if total or b is not None else None)
-    elements, warps = tuned("bias_act_grad", dy)
+    arch = architecture(dy.device)
+    elements, warps = tuned("bias_act_grad", arch)
     rows, cols = m.tile(elements)
-    programs = tuned("bias_act_grad_programs", dy) if total else None
+    programs = tuned("bias_act_grad_programs", arch) if total else None
     steps, lanes, blocks = m.walk(rows, cols, programs)
     parts = None
     if total:
@@ -306,7 +307,7 @@ def _sum(parts: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Matrix:
+class Matrix:
     """A tensor without gaps as rows of consecutive elements.
 
     Args:
@@ -334,14 +335,14 @@ class _Matrix:
         return steps, triton.cdiv(along, steps), across
 
 
-def _matrix(x: Tensor, dim: int | None) -> _Matrix:
+def _matrix(x: Tensor, dim: int | None) -> Matrix:
     """How x lies in memory, as seen from the dimension of the bias."""
     if dim is None:
-        return _Matrix(1, x.numel(), 1, "none")
+        return Matrix(1, x.numel(), 1, "none")
     C, inner = x.shape[dim], x.stride(dim)
     if C == 1:
         # its stride says nothing
-        return _Matrix(1, x.numel(), 1, "rows")
+        return Matrix(1, x.numel(), 1, "rows")
     if inner == 1:
-        return _Matrix(x.numel() // C, C, C, "cols")
-    return _Matrix(x.numel() // inner, inner, C, "rows")
+        return Matrix(x.numel() // C, C, C, "cols")
+    return Matrix(x.numel() // inner, inner, C, "rows")

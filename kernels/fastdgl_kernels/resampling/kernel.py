@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._launch import launch
-from .._tuning import tuned
+from .._tuning import architecture, tuned
 from .geometry import Pair, Resample
 
 
@@ -283,7 +283,8 @@ def _separable(
     N, C, H, W = x.shape
     OW, OH = resample.output_size((W, H), (len(fx), len(fy)))
     y = torch.empty([N, C, OH, OW], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    tile = separable_tile(x, C, (OW, OH), resample.up[0], resample.down[0], (len(fx), len(fy)))
+    taps = max(len(fx), len(fy))
+    tile = separable_tile(architecture(x.device), x.element_size(), C, (OW, OH), resample.up[0], resample.down[0], taps)
     noise_stride = 0 if tail.noise is None or tail.noise.shape[0] == 1 else OH * OW
     launch(
         upfirdn2d_nhwc_kernel, N * tile.programs(C, OW, OH),
@@ -314,15 +315,29 @@ class Tile:
         return across * triton.cdiv(OH, self.rows * self.steps)
 
 
-def separable_tile(x: Tensor, C: int, size: Pair, up: int, down: int, taps: Pair) -> Tile:
-    """The tile for an output of `size`, of a tensor like x."""
+def separable_tile(arch: str, element: int, C: int, size: Pair, up: int, down: int, taps: int) -> Tile:
+    """The tile for an output of C channels and `size`, of elements of so many bytes.
+
+    Sizes of a network are powers of two, and one more: the tile is cut so that little of it hangs over.
+    """
     OW, OH = size
-    slots, rows, steps, elements, warps = tuned(f"upfirdn2d_up{up}_down{down}_{4 if max(taps) <= 4 else 12}", x)
-    channels = min(triton.next_power_of_2(C), 64)
-    cols = max(1, elements // channels)
-    # no higher than the image
-    steps = min(steps, triton.next_power_of_2(triton.cdiv(OH, rows)))
-    return Tile(slots, rows, steps, cols, channels, warps)
+    slots, rows, steps, elements, warps = tuned(f"upfirdn2d_up{up}_down{down}_{4 if taps <= 4 else 12}", arch)
+    # a thread holds 16 bytes of a row
+    elements = elements * 2 // element
+
+    def cols(channels: int) -> int:
+        return max(1, elements // channels)
+
+    def height(steps: int) -> int:
+        # what is read before the first output of a tile counts as well
+        return triton.cdiv(OH, rows * steps) * (rows * steps + taps - 1)
+
+    widest = triton.next_power_of_2(C)
+    channels = min(
+        {min(widest, 64), min(widest, 128)}, key=lambda n: (triton.cdiv(OW, slots * cols(n)) * cols(n), n)
+    )
+    steps = min((s for s in (1, 2, 4, 8, 16, 32) if s <= steps), key=lambda s: (height(s), s))
+    return Tile(slots, rows, steps, cols(channels), channels, warps)
 
 
 def _general(x: Tensor, f: Tensor, resample: Resample, dtype: torch.dtype) -> Tensor:
@@ -332,7 +347,7 @@ def _general(x: Tensor, f: Tensor, resample: Resample, dtype: torch.dtype) -> Te
     y = torch.empty([N, C, OH, OW], dtype=dtype, device=x.device, memory_format=memory_format(x))
     channels_last = memory_format(x) == torch.channels_last
     (ux, uy), (dx, dy), (px, _, py, _) = resample.up, resample.down, resample.padding
-    elements, warps = tuned("upfirdn2d", x)
+    elements, warps = tuned("upfirdn2d", architecture(x.device))
     vector = min(triton.next_power_of_2(C if channels_last else OW), 128)
     lanes = min(triton.next_power_of_2(OW if channels_last else OH), max(1, elements // vector))
     tiles = triton.cdiv(C, vector) * triton.cdiv(OW, lanes) * OH if channels_last else triton.cdiv(OW, vector) * triton.cdiv(OH, lanes) * C
