@@ -151,7 +151,8 @@ def test_says_that_triton_is_not_installed(interpreted, monkeypatch):
 
 def test_explains_what_an_operator_takes(no_gpu):
     assert explain(bias_act, X).splitlines() == [
-        "bias_act runs as 'reference' on x of shape (1, 2, 4, 4), torch.float32, cpu; \"auto\" takes the first that is able",
+        "bias_act runs as 'reference' on x of shape (1, 2, 4, 4), torch.float32, cpu; "
+        '"auto" takes the first that is able',
         "  triton: it is on cpu, and Triton needs a GPU (or a CPU and TRITON_INTERPRET=1, for tests)",
         "  reference: able",
     ]

@@ -33,7 +33,9 @@ def cases() -> Iterator[Case]:
         yield from _any(arch, 32, 256)
 
 
-def _bias_act(arch: int, N: int, R: int, C: int, channels_last: bool, bits: int = 16, name: str = "lrelu") -> Iterator[Case]:
+def _bias_act(
+    arch: int, N: int, R: int, C: int, channels_last: bool, bits: int = 16, name: str = "lrelu"
+) -> Iterator[Case]:
     P, size, image = R * R, bits // 8, POINTERS[bits]
     layer = f"{name} {C}@{R} N={N}" + ("" if bits == 16 else " fp32")
     excuse = "a few microseconds" if N * P * C * size < 2**25 else ""
@@ -61,7 +63,8 @@ def _bias_act(arch: int, N: int, R: int, C: int, channels_last: bool, bits: int 
     yield Case(
         f"bias_act gradient {layer}", act.bias_act_grad_kernel,
         dict(dy=image, dx=image, db="*fp32", unscale="fp32") | given | numbers | floats,
-        dict(ddx=None, ORDER=0, ACT=name, CLAMP=True, READS=reads, BIAS=m.bias, SUM=True, STEPS=steps, ROWS=rows, COLS=cols)
+        dict(ddx=None, ORDER=0, ACT=name, CLAMP=True, READS=reads, BIAS=m.bias, SUM=True)
+        | dict(STEPS=steps, ROWS=rows, COLS=cols)
         | ({} if reads == "x" else dict(b=None)),
         arch, warps, divisible=tuple(numbers), programs=lanes * blocks,
         bytes=3 * N * P * C * size + 4 * lanes * (C if channels_last else N * C), trips=steps,

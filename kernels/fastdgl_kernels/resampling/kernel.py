@@ -59,7 +59,8 @@ def _filtered_row(
     pixels = ()
     for i in tl.static_range(FIRST, LAST + 1):
         there = (col + i >= 0) & (col + i < end)
-        pixels = pixels + (tl.load(row + i * C + offset, mask=there[:, None] & inside[None, :], other=0).to(tl.float32),)
+        pixel = tl.load(row + i * C + offset, mask=there[:, None] & inside[None, :], other=0)
+        pixels = pixels + (pixel.to(tl.float32),)
     slots = ()
     for s in tl.static_range(0, SLOTS):
         h = tl.zeros(offset.shape, tl.float32)
@@ -277,9 +278,7 @@ def fits(x: Tensor, factors: tuple[Tensor, Tensor] | None, resample: Resample) -
     )
 
 
-def _separable(
-    x: Tensor, fx: Tensor, fy: Tensor, resample: Resample, tail: Tail, has_tail: bool
-) -> Tensor:
+def _separable(x: Tensor, fx: Tensor, fy: Tensor, resample: Resample, tail: Tail, has_tail: bool) -> Tensor:
     N, C, H, W = x.shape
     OW, OH = resample.output_size((W, H), (len(fx), len(fy)))
     y = torch.empty([N, C, OH, OW], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -350,8 +349,11 @@ def _general(x: Tensor, f: Tensor, resample: Resample, dtype: torch.dtype) -> Te
     elements, warps = tuned("upfirdn2d", architecture(x.device))
     vector = min(triton.next_power_of_2(C if channels_last else OW), 128)
     lanes = min(triton.next_power_of_2(OW if channels_last else OH), max(1, elements // vector))
-    tiles = triton.cdiv(C, vector) * triton.cdiv(OW, lanes) * OH if channels_last else triton.cdiv(OW, vector) * triton.cdiv(OH, lanes) * C
-    unroll = max(triton.cdiv(FW, ux), triton.cdiv(FH, uy)) 
+    if channels_last:
+        tiles = triton.cdiv(C, vector) * triton.cdiv(OW, lanes) * OH
+    else:
+        tiles = triton.cdiv(OW, vector) * triton.cdiv(OH, lanes) * C
+    unroll = max(triton.cdiv(FW, ux), triton.cdiv(FH, uy))
     launch(
         upfirdn2d_kernel, N * tiles,
         x, f, y, C, H, W, OH, OW, *x.stride(), *y.stride(),
