@@ -114,7 +114,9 @@ def golden_results(
         prefix = f"{number:03d}/"
         case = {key.removeprefix(prefix): torch.from_numpy(file[key]) for key in file.files if key.startswith(prefix)}
     device = "cuda" if dtype != torch.float64 and torch.cuda.is_available() else "cpu"
-    recorded, case = case, {name: t.to(device, dtype) if t.is_floating_point() else t for name, t in case.items()}
+    recorded = case
+    # filters are recorded in float32, and stay so
+    case = {name: t.to(device, dtype if t.dtype == torch.float64 else t.dtype) for name, t in case.items()}
     names = [name for name in names if name in case]
     for name in [*names, "dy"]:
         case[name].requires_grad_()
