@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from fastdgl_kernels import conv2d_resample, setup_filter
 from fastdgl_kernels.convolution.op import output_size
 from numerics import assert_as_accurate, assert_golden, assert_same_derivatives, golden_cases, golden_id, normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def step_by_step(x, w, f, up, down, padding, groups, flip_weight, flip_filter):
@@ -51,25 +52,29 @@ CASES = {
     "up-and-down": ((1, 2, 5, 4), (3, 2, 3, 3), (4, 3), dict(up=3, down=2, padding=(1, 1, 2, 1))),
     "up-and-down-1x1": ((1, 2, 5, 4), (3, 2, 1, 1), (4, 3), dict(up=2, down=3)),
 }
+every_implementation = pytest.mark.parametrize("impl", ["reference", "cudnn"])
 every_case = pytest.mark.parametrize("x_shape, w_shape, taps, arguments", CASES.values(), ids=CASES)
 
 DEFAULTS = dict(up=1, down=1, padding=(0, 0, 0, 0), groups=1, flip_weight=True, flip_filter=False)
 
 
+@every_implementation
 @pytest.mark.parametrize("case", golden_cases("conv2d_resample"), ids=golden_id)
-def test_agrees_with_the_recorded_numbers(case):
+def test_agrees_with_the_recorded_numbers(case, impl):
     number, arguments = case
     arguments = dict(arguments)
     f = setup_filter(arguments.pop("resample_filter"))
+    arguments["impl"] = impl
     assert_golden("conv2d_resample", number, ["x", "w"], lambda t: conv2d_resample(t["x"], t["w"], f, **arguments))
 
 
 @every_case
-def test_agrees_with_the_definition_step_by_step(x_shape, w_shape, taps, arguments):
+@every_implementation
+def test_agrees_with_the_definition_step_by_step(impl, x_shape, w_shape, taps, arguments):
     f = None if taps is None else normal(*taps, seed=2)
     arguments = DEFAULTS | arguments
     assert_same_derivatives(
-        lambda x, w: conv2d_resample(x, w, f, **arguments),
+        lambda x, w: conv2d_resample(x, w, f, impl=impl, **arguments),
         lambda x, w: step_by_step(x, w, f, **arguments),
         [normal(*x_shape), normal(*w_shape, seed=1)],
     )
@@ -77,11 +82,12 @@ def test_agrees_with_the_definition_step_by_step(x_shape, w_shape, taps, argumen
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("name", ["3x3", "up", "up-1x1", "down", "down-1x1"])
-def test_is_as_accurate_as_the_definition_step_by_step(name, dtype):
+@every_implementation
+def test_is_as_accurate_as_the_definition_step_by_step(impl, name, dtype):
     x_shape, w_shape, taps, arguments = CASES[name]
     f, arguments = normal(*taps, seed=2, dtype=torch.float32), DEFAULTS | arguments
     assert_as_accurate(
-        lambda x, w: conv2d_resample(x, w, f, **arguments),
+        lambda x, w: conv2d_resample(x, w, f, impl=impl, **arguments),
         lambda x, w: step_by_step(x, w, f, **arguments),
         [normal(*x_shape, dtype=dtype), normal(*w_shape, seed=1, dtype=dtype)],
     )
@@ -115,10 +121,29 @@ def test_one_filter_in_two_forms_gives_one_result():
         assert torch.allclose(one, two, atol=1e-6)
 
 
-def test_empty_batch_gives_an_empty_result():
+@every_implementation
+def test_no_convolution_is_by_a_kernel_as_large_as_the_image(impl):
+    class Kernels(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution.default:
+                self.largest = max(self.largest, *args[1].shape[2:])
+            return func(*args, **(kwargs or {}))
+
+    x, w = normal(1, 2, 9, 9).requires_grad_(), normal(3, 2, 3, 3, seed=1).requires_grad_()
+    with Kernels() as kernels:
+        dx = torch.autograd.grad(conv2d_resample(x, w, padding=1, impl=impl).square().sum(), x, create_graph=True)[0]
+        dx.square().sum().backward()
+    # what the Functions are for; PyTorch's own second derivative is by kernels of the size of the image
+    assert kernels.largest == (3 if impl == "cudnn" else 9)
+
+
+@every_implementation
+def test_empty_batch_gives_an_empty_result(impl):
     w, f = normal(3, 2, 3, 3), setup_filter([1, 3, 3, 1])
     for factors in (dict(), dict(up=2), dict(down=2)):
-        assert conv2d_resample(normal(0, 2, 4, 4), w, f, padding=1, **factors).shape[:2] == (0, 3)
+        assert conv2d_resample(normal(0, 2, 4, 4), w, f, padding=1, impl=impl, **factors).shape[:2] == (0, 3)
 
 
 X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 2, 3, 3)

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 import torch
-from fastdgl_kernels import bias_act, conv2d_resample, implementation, modulated_conv2d, upfirdn2d
+from fastdgl_kernels import _dispatch, bias_act, conv2d_resample, explain, implementation, modulated_conv2d, upfirdn2d
 from fastdgl_kernels._dispatch import dispatch
 
 X = torch.zeros(1, 2, 4, 4)
@@ -33,17 +33,34 @@ def nothing_chosen(monkeypatch):
     monkeypatch.delenv("FASTDGL_IMPL", raising=False)
 
 
-def test_the_fastest_runs_unless_told_otherwise():
+@pytest.fixture
+def able(monkeypatch):
+    """As on a GPU: whatever an operator has can run."""
+    monkeypatch.setattr(_dispatch, "why_not", lambda name, x: None)
+    monkeypatch.setattr(_dispatch, "why_not_by_itself", lambda name, x: None)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def test_the_fastest_runs_unless_told_otherwise(able):
     assert chosen() is fast and chosen("auto") is fast
     assert chosen("reference") is slow and chosen("triton") is fast
 
 
-def test_the_spellings_of_other_codebases_are_understood():
+def test_the_spellings_of_other_codebases_are_understood(able):
     assert chosen("cuda") is fast
     assert chosen("ref") is slow
 
 
-def test_the_surrounding_choice_holds_inside_only():
+def test_the_surrounding_choice_holds_inside_only(able):
     with implementation("reference"):
         assert chosen() is slow
         with implementation("cuda"):
@@ -52,13 +69,13 @@ def test_the_surrounding_choice_holds_inside_only():
     assert chosen() is fast
 
 
-def test_the_surrounding_choice_ends_with_an_error_too():
+def test_the_surrounding_choice_ends_with_an_error_too(able):
     with pytest.raises(KeyError), implementation("reference"):
         raise KeyError
     assert chosen() is fast
 
 
-def test_the_surrounding_choice_is_no_other_threads():
+def test_the_surrounding_choice_is_no_other_threads(able):
     seen = []
     with implementation("reference"):
         thread = threading.Thread(target=lambda: seen.append(chosen()))
@@ -67,7 +84,7 @@ def test_the_surrounding_choice_is_no_other_threads():
     assert seen == [fast]
 
 
-def test_argument_goes_before_surroundings_before_environment(monkeypatch):
+def test_argument_goes_before_surroundings_before_environment(able, monkeypatch):
     monkeypatch.setenv("FASTDGL_IMPL", "reference")
     assert chosen() is slow
     with implementation("triton"):
@@ -75,7 +92,7 @@ def test_argument_goes_before_surroundings_before_environment(monkeypatch):
         assert chosen("reference") is slow
 
 
-def test_an_empty_environment_variable_says_nothing(monkeypatch):
+def test_an_empty_environment_variable_says_nothing(able, monkeypatch):
     monkeypatch.setenv("FASTDGL_IMPL", "")
     assert chosen() is fast
 
@@ -96,10 +113,62 @@ def test_operators_run_under_every_name_they_have(name, impl):
     OPERATORS[name](impl)
 
 
-@every_operator
-def test_operators_say_which_implementations_they_have(name):
-    words = f"impl='triton': {name} has no such implementation, it has 'reference'"
-    with pytest.raises(ValueError, match=words):
+def test_operators_say_which_implementations_they_have():
+    words = "='cudnn': bias_act has no such implementation, it has 'triton', 'reference'"
+    with pytest.raises(ValueError, match="impl" + words):
+        OPERATORS["bias_act"]("cudnn")
+    with pytest.raises(ValueError, match="implementation" + words), implementation("cudnn"):
+        OPERATORS["bias_act"](None)
+
+
+def test_an_interpreter_is_no_fast_implementation(interpreted):
+    assert chosen() is slow and chosen("triton") is fast
+
+
+@pytest.mark.parametrize("name", ["bias_act", "upfirdn2d"])
+def test_says_why_triton_cannot_run(no_gpu, monkeypatch, name):
+    words = f"cannot run {name} on x of shape \\(1, 2, 4, 4\\): it is on cpu, and Triton needs a GPU"
+    with pytest.raises(RuntimeError, match="impl='triton' " + words):
         OPERATORS[name]("triton")
-    with pytest.raises(ValueError, match=words), implementation("triton"):
+    with pytest.raises(RuntimeError, match="implementation='triton' " + words), implementation("triton"):
         OPERATORS[name](None)
+    monkeypatch.setenv("FASTDGL_IMPL", "triton")
+    with pytest.raises(RuntimeError, match="FASTDGL_IMPL='triton' " + words):
+        OPERATORS[name](None)
+
+
+def test_says_which_dtypes_the_kernels_take(interpreted):
+    with pytest.raises(RuntimeError, match="its dtype is torch.float64, the kernels take torch.float16, torch.bfl"):
+        bias_act(X.double(), impl="triton")
+
+
+def test_says_that_triton_is_not_installed(interpreted, monkeypatch):
+    monkeypatch.setattr(_dispatch, "_installed", lambda: False)
+    with pytest.raises(RuntimeError, match="cannot run bias_act on x of shape .*: triton is not installed"):
+        bias_act(X, impl="triton")
+    assert bias_act(X).shape == X.shape
+
+
+def test_explains_what_an_operator_takes(no_gpu):
+    assert explain(bias_act, X).splitlines() == [
+        "bias_act runs as 'reference' on x of shape (1, 2, 4, 4), torch.float32, cpu; "
+        '"auto" takes the first that is able',
+        "  triton: it is on cpu, and Triton needs a GPU (or a CPU and TRITON_INTERPRET=1, for tests)",
+        "  reference: able",
+    ]
+
+
+def test_explains_what_was_asked_for(interpreted):
+    with implementation("triton"):
+        text = explain(upfirdn2d, X, None)
+    assert text.startswith("upfirdn2d runs as 'triton'") and "implementation='triton' leaves no choice" in text
+    assert "slow: to be had by name only" in explain(upfirdn2d, X, None)
+    assert explain(bias_act, X.double(), impl="triton").startswith("bias_act cannot run as 'triton'")
+
+
+def test_explaining_computes_nothing_and_refuses_what_the_operator_refuses():
+    assert "bias_act runs as" in explain(bias_act, X, torch.zeros(2))
+    with pytest.raises(ValueError, match="b must have one entry"):
+        explain(bias_act, X, torch.zeros(3))
+    # and leaves nothing behind
+    assert bias_act(X).shape == X.shape

@@ -1,6 +1,9 @@
 import pytest
 import torch
-from fastdgl_kernels import conv2d_resample, modulated_conv2d, setup_filter
+import torch.nn.functional as F
+from fastdgl_kernels import bias_act, conv2d_resample, modulated_conv2d, modulated_conv2d_bias_act, setup_filter
+from fastdgl_kernels.convolution.algebra import Conv, Geometry, WeightGrad
+from fastdgl_kernels.modulation import algebra, kernel
 from numerics import (
     assert_as_accurate,
     assert_close,
@@ -42,26 +45,30 @@ RESAMPLINGS = {
     "uneven": dict(padding=[2, 0, 1, -1]),
 }
 every_resampling = pytest.mark.parametrize("resampling", RESAMPLINGS.values(), ids=RESAMPLINGS)
+every_implementation = pytest.mark.parametrize("impl", ["reference", "cudnn"])
 demodulated_or_not = pytest.mark.parametrize("demodulate", [True, False], ids=["demodulated", "plain"])
 
 
+@every_implementation
 @pytest.mark.parametrize("case", golden_cases("modulated_conv2d"), ids=lambda c: f"{c[0]}-{golden_id(c)}")
-def test_agrees_with_the_recorded_numbers(case):
+def test_agrees_with_the_recorded_numbers(case, impl):
     number, arguments = case
     arguments = arguments | {"resample_filter": setup_filter(arguments["resample_filter"])}
     assert_golden(
         "modulated_conv2d",
         number,
         ["x", "weight", "styles", "noise"],
-        lambda t: modulated_conv2d(t["x"], t["weight"], t["styles"], t.get("noise"), **arguments),
+        lambda t: modulated_conv2d(t["x"], t["weight"], t["styles"], t.get("noise"), impl=impl, **arguments),
     )
 
 
 @every_resampling
 @demodulated_or_not
-def test_agrees_with_weights_of_each_samples_own(demodulate, resampling):
+@every_implementation
+def test_agrees_with_weights_of_each_samples_own(impl, demodulate, resampling):
+    arguments = dict(demodulate=demodulate, resample_filter=FILTER, impl=impl, **resampling)
     assert_same_derivatives(
-        lambda x, w, s: modulated_conv2d(x, w, s, demodulate=demodulate, resample_filter=FILTER, **resampling),
+        lambda x, w, s: modulated_conv2d(x, w, s, **arguments),
         lambda x, w, s: textbook(x, w, s, demodulate=demodulate, **resampling),
         made(),
     )
@@ -69,35 +76,37 @@ def test_agrees_with_weights_of_each_samples_own(demodulate, resampling):
 
 @pytest.mark.parametrize("shape", [(2, 1, 6, 7), (1, 1, 6, 7), (6, 7)], ids=["random", "shared", "constant"])
 @demodulated_or_not
-def test_noise_is_added_to_the_output(demodulate, shape):
+@every_implementation
+def test_noise_is_added_to_the_output(impl, demodulate, shape):
     assert_same_derivatives(
-        lambda x, w, s, n: modulated_conv2d(x, w, s, n, demodulate=demodulate, padding=1),
+        lambda x, w, s, n: modulated_conv2d(x, w, s, n, demodulate=demodulate, padding=1, impl=impl),
         lambda x, w, s, n: textbook(x, w, s, n, demodulate=demodulate, padding=1),
         made(noise=shape),
     )
 
 
 @demodulated_or_not
-def test_derivatives_are_those_of_the_function(demodulate):
-    tensors = [normal(2, 2, 2, 3), normal(2, 2, 3, 3, seed=1), normal(2, 2, seed=2), normal(4, 6, seed=3)]
+@every_implementation
+def test_derivatives_are_those_of_the_function(impl, demodulate):
+    tensors = [normal(1, 2, 2, 2), normal(2, 2, 3, 3, seed=1), normal(1, 2, seed=2), normal(4, 4, seed=3)]
 
     def f(x, weight, styles, noise):
-        return modulated_conv2d(x, weight, styles, noise, 2, 1, 1, FILTER, demodulate, False)
+        return modulated_conv2d(x, weight, styles, noise, 2, 1, 1, FILTER, demodulate, False, impl=impl)
 
     tensors = [t.requires_grad_() for t in tensors]
-    assert gradcheck(f, tensors)
-    assert gradgradcheck(f, tensors)
+    assert gradcheck(f, tensors, fast_mode=True) and gradgradcheck(f, tensors, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("resampling", [RESAMPLINGS["same"], RESAMPLINGS["up"]], ids=["same", "up"])
 @demodulated_or_not
-def test_is_as_accurate_as_weights_of_each_samples_own(demodulate, resampling, dtype):
+@every_implementation
+def test_is_as_accurate_as_weights_of_each_samples_own(impl, demodulate, resampling, dtype):
     _, weight, styles = (t.float() for t in made())
     # second derivatives by x alone: the fp32 masters leave those by weight and styles to chance
     assert_as_accurate(
         lambda x: modulated_conv2d(
-            x, weight.to(x), styles.to(x), demodulate=demodulate, resample_filter=FILTER, **resampling
+            x, weight.to(x), styles.to(x), demodulate=demodulate, resample_filter=FILTER, impl=impl, **resampling
         ),
         lambda x: textbook(x, weight.to(x), styles.to(x), demodulate=demodulate, **resampling),
         [made(dtype=dtype)[0]],
@@ -105,12 +114,13 @@ def test_is_as_accurate_as_weights_of_each_samples_own(demodulate, resampling, d
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
-def test_16_bit_layers_have_fp32_gradients_close_to_the_true_ones(dtype):
+@every_implementation
+def test_16_bit_layers_have_fp32_gradients_close_to_the_true_ones(impl, dtype):
     tensors = [t.float() for t in made()]
 
     def gradients(dtype):
         x, weight, styles = (t.to(torch.promote_types(t.dtype, dtype)).requires_grad_() for t in tensors)
-        y = modulated_conv2d(x.to(dtype), weight, styles, padding=1)
+        y = modulated_conv2d(x.to(dtype), weight, styles, padding=1, impl=impl)
         assert y.dtype == dtype
         return torch.autograd.grad((y.double() * normal(*y.shape, seed=9)).sum(), [x, weight, styles])
 
@@ -122,18 +132,20 @@ def test_16_bit_layers_have_fp32_gradients_close_to_the_true_ones(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4], ids=["small", "usual", "large"])
-def test_16_bit_layers_do_not_overflow(scale, dtype):
+@every_implementation
+def test_16_bit_layers_do_not_overflow(impl, scale, dtype):
     x, weight, styles = (t.float() for t in made())
     exact = modulated_conv2d(x.to(dtype).double(), weight.double(), styles.double() * scale, padding=1)
-    got = modulated_conv2d(x.to(dtype), weight * 1e3, styles * scale, padding=1)
+    got = modulated_conv2d(x.to(dtype), weight * 1e3, styles * scale, padding=1, impl=impl)
     assert_close(got.double(), exact, tolerance=4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=lambda d: str(d)[6:])
-def test_a_style_of_zeros_gives_zeros(dtype):
+@every_implementation
+def test_a_style_of_zeros_gives_zeros(impl, dtype):
     x, weight, styles = (t.float() for t in made())
     styles = (styles * torch.tensor([[0.0], [1.0]])).requires_grad_()
-    y = modulated_conv2d(x.to(dtype), weight, styles, padding=1)
+    y = modulated_conv2d(x.to(dtype), weight, styles, padding=1, impl=impl)
     assert not y[0].any() and y[1].isfinite().all()
     assert torch.autograd.grad(y.float().sum(), styles)[0].isfinite().all()
 
@@ -144,7 +156,9 @@ def test_demodulation_gives_unit_variance():
     assert 0.9 < y.std() < 1.1
 
 
-def test_no_tensor_is_as_large_as_the_samples_own_weights():
+@every_implementation
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_no_tensor_is_as_large_as_the_samples_own_weights(impl, twice):
     N, O, I = 8, 24, 16
 
     class Largest(TorchDispatchMode):
@@ -153,17 +167,18 @@ def test_no_tensor_is_as_large_as_the_samples_own_weights():
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
             for t in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(t, torch.Tensor):
+                # the interpreter's copies of memory are of bytes
+                if isinstance(t, torch.Tensor) and t.is_floating_point():
                     self.numel = max(self.numel, t.numel())
             return result
 
     x, weight, styles = normal(N, I, 4, 4), normal(O, I, 3, 3, seed=1), normal(N, I, seed=2)
     x, weight, styles = (t.requires_grad_() for t in (x, weight, styles))
     with Largest() as largest:
-        dx, dw, ds = torch.autograd.grad(
-            modulated_conv2d(x, weight, styles, padding=1).square().sum(), [x, weight, styles], create_graph=True
-        )
-        (dx.square().sum() + dw.square().sum() + ds.square().sum()).backward()
+        y = modulated_conv2d(x, weight, styles, padding=1, impl=impl)
+        gradients = torch.autograd.grad(y.square().sum(), [x, weight, styles], create_graph=twice)
+        if twice:
+            sum(g.square().sum() for g in gradients).backward()
     assert largest.numel < N * O * I * 9 / 2
 
 
@@ -173,21 +188,213 @@ def test_fused_modconv_changes_nothing():
     assert torch.equal(one, other)
 
 
-def test_samples_do_not_see_each_other():
+@every_implementation
+def test_samples_do_not_see_each_other(impl):
     x, weight, styles = made()
-    together = modulated_conv2d(x, weight, styles, padding=1)
-    assert_close(modulated_conv2d(x[1:], weight, styles[1:], padding=1), together[1:])
+    together = modulated_conv2d(x, weight, styles, padding=1, impl=impl)
+    assert_close(modulated_conv2d(x[1:], weight, styles[1:], padding=1, impl=impl), together[1:])
 
 
-def test_caller_keeps_his_tensors():
-    tensors = made(noise=(6, 7))
+@every_implementation
+def test_caller_keeps_his_tensors(impl):
+    tensors = [t.requires_grad_() for t in made(noise=(6, 7))]
     before = [t.clone() for t in tensors]
-    modulated_conv2d(*tensors, padding=1)
+    modulated_conv2d(*tensors, padding=1, impl=impl).sum().backward()
     assert all(torch.equal(t, b) for t, b in zip(tensors, before))
 
 
-def test_empty_batch_gives_an_empty_result():
-    assert modulated_conv2d(normal(0, 5, 4, 4), normal(3, 5, 3, 3), normal(0, 5), padding=1).shape == (0, 3, 4, 4)
+@every_implementation
+def test_empty_batch_gives_an_empty_result(impl):
+    x, weight, styles = (t.requires_grad_() for t in (normal(0, 5, 4, 4), normal(3, 5, 3, 3), normal(0, 5)))
+    y = modulated_conv2d(x, weight, styles, padding=1, impl=impl)
+    assert y.shape == (0, 3, 4, 4)
+    assert not torch.autograd.grad(y.sum(), weight)[0].any()
+
+
+def one_after_the_other(x, weight, styles, noise=None, bias=None, act="lrelu", clamp=None, **arguments):
+    """The layer as two operators of plain PyTorch."""
+    y = modulated_conv2d(x, weight, styles, noise, impl="reference", resample_filter=FILTER, **arguments)
+    return bias_act(y, None if bias is None else bias.to(y), act=act, clamp=clamp, impl="reference")
+
+
+def layer(x, weight, styles, noise=None, bias=None, **arguments):
+    return modulated_conv2d_bias_act(
+        x, weight, styles, noise, bias, impl="cudnn", resample_filter=FILTER, **arguments
+    )
+
+
+LAYERS = {
+    "hidden": dict(padding=1, clamp=1.0),
+    "up": dict(up=2, padding=1, flip_weight=False, clamp=1.0),
+    "rgb": dict(demodulate=False, act="linear", clamp=2.0),
+    "relu": dict(padding=1, act="relu"),
+    "tanh": dict(padding=1, act="tanh"),
+}
+every_layer = pytest.mark.parametrize("arguments", LAYERS.values(), ids=LAYERS)
+
+
+def of_a_layer(arguments, dtype=torch.float64):
+    """x, weight, styles, noise and bias."""
+    up = arguments.get("up", 1)
+    k = 3 if arguments.get("padding") else 1
+    return [*made(k, noise=(2, 1, 6 * up, 7 * up), dtype=dtype), normal(4, seed=4)]
+
+
+@every_layer
+def test_a_layer_is_one_after_the_other(arguments):
+    assert_same_derivatives(
+        lambda *tensors: layer(*tensors, **arguments),
+        lambda *tensors: one_after_the_other(*tensors, **arguments),
+        of_a_layer(arguments),
+    )
+
+
+@every_layer
+@pytest.mark.parametrize("channels_last", [False, True], ids=["channels-first", "channels-last"])
+@pytest.mark.parametrize("noise", ["own", "shared", "none"])
+def test_gradients_taken_once_are_those_of_the_reference(noise, channels_last, arguments):
+    x, weight, styles, strength, bias = of_a_layer(arguments)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    tensors = [x, weight, styles, bias]
+    if noise != "none":
+        tensors.insert(3, strength if noise == "own" else strength[0, 0])
+    tensors = [t.requires_grad_() for t in tensors]
+
+    def gradients(f):
+        y = f(*tensors[:3], tensors[3] if noise != "none" else None, tensors[-1], **arguments)
+        # transposed, as autograd may hand it over
+        dy = normal(*y.shape[:2], y.shape[3], y.shape[2], seed=9).transpose(2, 3)
+        return torch.autograd.grad(y, tensors, dy)
+
+    for number, (got, expected) in enumerate(zip(gradients(layer), gradients(one_after_the_other))):
+        assert_close(got, expected, f"gradient of input {number}")
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_small_tensors_may_be_expanded_or_slices(twice):
+    x, weight, styles, noise, bias = of_a_layer(LAYERS["hidden"])
+    styles = styles[:1].expand(2, 5), torch.cat([styles, styles], 1)[:, ::2]
+    noises, biases = (noise[:1].expand(2, 1, 6, 7), noise.mT.contiguous().mT), (bias[:1].expand(4), bias.repeat(2)[::2])
+    for s, n, b in zip(styles, noises, biases):
+        tensors = [t.requires_grad_() for t in (x, weight)] + [t.detach().requires_grad_() for t in (s, n, b)]
+        results = []
+        for f in (layer, one_after_the_other):
+            # the gradients that come back are expanded too
+            gradients = torch.autograd.grad(f(*tensors, padding=1).sum(), tensors, create_graph=twice)
+            if twice:
+                gradients = torch.autograd.grad(sum(g.sum() for g in gradients), tensors[:3])
+            results.append(gradients)
+        for got, expected in zip(*results):
+            assert_close(got, expected)
+
+
+@pytest.mark.parametrize("needed", range(5), ids=["x", "weight", "styles", "noise", "bias"])
+def test_one_gradient_alone_is_the_same(needed):
+    tensors = of_a_layer(LAYERS["hidden"])
+    tensors[needed].requires_grad_()
+    got = torch.autograd.grad(layer(*tensors, padding=1).square().sum(), tensors[needed])[0]
+    expected = torch.autograd.grad(one_after_the_other(*tensors, padding=1).square().sum(), tensors[needed])[0]
+    assert_close(got, expected)
+
+
+# rounding may put an element on the other side of zero or of the bound, whose gradient is then another:
+# these layers have no such places
+SMOOTH_LAYERS = {
+    "hidden": dict(padding=1, act="linear"),
+    "up": dict(up=2, padding=1, flip_weight=False, act="linear"),
+    "rgb": dict(demodulate=False, act="linear"),
+}
+every_smooth_layer = pytest.mark.parametrize("arguments", SMOOTH_LAYERS.values(), ids=SMOOTH_LAYERS)
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:]
+)
+
+
+@every_dtype
+@every_smooth_layer
+def test_a_layer_is_as_accurate_as_one_after_the_other(arguments, dtype):
+    x, *masters = of_a_layer(arguments, dtype)
+    masters = [t.float() for t in masters]
+    assert_as_accurate(
+        lambda x: layer(x, *(t.to(torch.promote_types(t.dtype, x.dtype)) for t in masters), **arguments),
+        lambda x: one_after_the_other(x, *(t.to(x) for t in masters), **arguments),
+        [x],
+    )
+
+
+# in fp32 the interpreter sums in another order than PyTorch and the GPU, which is all there would be to see
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+@every_smooth_layer
+def test_gradients_taken_once_are_as_accurate_as_one_after_the_other(arguments, dtype):
+    tensors = [t.to(dtype) for t in of_a_layer(arguments)]
+
+    def gradients(f, dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in tensors]
+        y = f(*inputs, **arguments)
+        return torch.autograd.grad(y, inputs, normal(*y.shape, seed=9).to(tensors[0].dtype).to(dtype))
+
+    truth = gradients(one_after_the_other, torch.float64)
+    for number, (exact, a, g) in enumerate(
+        zip(truth, gradients(one_after_the_other, dtype), gradients(layer, dtype))
+    ):
+        error, floor = (g - exact).abs().max(), exact.abs().max() * torch.finfo(dtype).eps
+        bound = 2 * (a - exact).abs().max() + floor
+        assert error <= bound, f"gradient of input {number}: error {error:.3g}, allowed {bound:.3g}"
+
+
+def test_a_16_bit_layer_returns_channels_last():
+    y = layer(*(t.half() for t in of_a_layer(LAYERS["hidden"])), padding=1)
+    assert y.dtype == torch.float16 and y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_autocast_does_not_narrow_an_fp32_layer():
+    tensors = [t.float() for t in of_a_layer(LAYERS["hidden"])]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = layer(*tensors, padding=1)
+    assert torch.equal(inside, layer(*tensors, padding=1))
+
+
+def test_nan_is_not_clamped_away():
+    tensors = of_a_layer(LAYERS["hidden"])
+    tensors[0][0, 0, 3, 3] = torch.nan
+    y = layer(*tensors, **LAYERS["hidden"])
+    assert y[0, :, 3, 3].isnan().all() and y[1].isfinite().all()
+
+
+def test_a_clamped_element_has_no_gradient_whatever_the_rounding_of_the_bound():
+    x, weight, styles, _, bias = (t.half() for t in of_a_layer(LAYERS["hidden"]))
+    for clamp in (0.7, 0.1, 0.3):
+        bias = torch.full_like(bias, 100).requires_grad_()
+        y = layer(x, weight, styles, None, bias, padding=1, clamp=clamp)
+        assert not torch.autograd.grad(y.sum(), bias)[0].any()
+
+
+def test_the_families_are_closed_under_differentiation():
+    x, a, s = normal(2, 2, 3, 2).requires_grad_(), normal(2, 2, 3, 2, seed=1), normal(2, 2, seed=2).requires_grad_()
+    a = a.requires_grad_()
+    for f, inputs in (
+        (algebra.Scale.apply, [x, s]),
+        (algebra.Dot.apply, [x, a]),
+        (lambda dy: algebra.Slope.apply(dy, a.detach(), algebra.Tail(0.2, 2.0, 1.0)), [x]),
+    ):
+        assert gradcheck(f, inputs, fast_mode=True) and gradgradcheck(f, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["convolution", "transposed"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [4, 5])
+def test_convolutions_are_closed_under_differentiation(size, stride, transposed):
+    geometry = Geometry((3, 3), stride, (1, 0), transposed)
+    x = normal(2, 2, size, 4).requires_grad_()
+    w = normal(*([2, 3] if transposed else [3, 2]), 3, 3, seed=1).requires_grad_()
+    dy = torch.randn_like(Conv.apply(x, w, geometry)).requires_grad_()
+    assert dy.shape[2:] == geometry.output_size(x.shape[2:])
+    for f, inputs in (
+        (lambda x, w: Conv.apply(x, w, geometry), [x, w]),
+        (lambda x, dy: WeightGrad.apply(x, dy, geometry), [x, dy]),
+    ):
+        assert gradcheck(f, inputs, fast_mode=True) and gradgradcheck(f, inputs, fast_mode=True)
 
 
 X, WEIGHT, STYLES = torch.zeros(2, 3, 5, 5), torch.zeros(4, 3, 3, 3), torch.zeros(2, 3)
@@ -212,3 +419,139 @@ X, WEIGHT, STYLES = torch.zeros(2, 3, 5, 5), torch.zeros(4, 3, 3, 3), torch.zero
 def test_says_what_is_wrong(arguments, error, words):
     with pytest.raises(error, match=words):
         modulated_conv2d(**{"x": X, "weight": WEIGHT, "styles": STYLES, **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        (dict(bias=torch.zeros(3)), ValueError, r"bias must have .* expected shape \(4,\), got \(3,\)"),
+        (dict(act="gelu"), ValueError, "act='gelu': expected one of 'linear'"),
+        (dict(clamp=-1), ValueError, "clamp must be None or at least 0, got -1"),
+    ],
+)
+def test_a_layer_says_what_is_wrong(arguments, error, words):
+    with pytest.raises(error, match=words):
+        modulated_conv2d_bias_act(X, WEIGHT, STYLES, padding=1, **arguments)
+
+
+@pytest.mark.parametrize("factors", [dict(up=2), dict(up=2, down=2)], ids=["up", "up-and-down"])
+@pytest.mark.parametrize("noise", [(2, 1), (1, 1), ()], ids=["own-noise", "shared-noise", "constant-noise"])
+def test_the_tail_may_come_with_the_filter(noise, factors):
+    size = [n * factors["up"] // factors.get("down", 1) for n in (5, 6)]
+    tensors = [normal(2, 8, 5, 6), normal(16, 8, 3, 3, seed=1), normal(2, 8, seed=2), normal(*noise, *size, seed=3)]
+    tensors.append(normal(16, seed=4))
+
+    def results(f, dtype):
+        inputs = [t.to(dtype if i == 0 else torch.promote_types(dtype, torch.float32)) for i, t in enumerate(tensors)]
+        inputs = [t.requires_grad_() for t in inputs]
+        y = f(*inputs, padding=1, act="linear", clamp=100.0, **factors)
+        return [y, *torch.autograd.grad(y, inputs, normal(*y.shape, seed=9).to(dtype))]
+
+    for number, (exact, allowed, got) in enumerate(
+        zip(
+            results(one_after_the_other, torch.float64),
+            results(one_after_the_other, torch.float16),
+            results(layer, torch.float16),
+        )
+    ):
+        floor = exact.abs().max() * torch.finfo(torch.float16).eps
+        assert (got - exact).abs().max() <= 2 * (allowed - exact).abs().max() + floor, f"result {number}"
+
+
+N, C, H, W = 2, 64, 8, 16
+SMALL_TILES = {
+    "one-box": kernel.Tile(8, 16, 64, 64, 4, 3),
+    "many-boxes": kernel.Tile(4, 8, 16, 16, 4, 3),
+    "ragged": kernel.Tile(16, 32, 32, 32, 4, 3),
+}
+every_tile = pytest.mark.parametrize("tile", SMALL_TILES.values(), ids=SMALL_TILES)
+
+
+def half(*shape, seed=0, scale=1.0):
+    return (normal(*shape, seed=seed) * scale).half()
+
+
+def channels_last(t):
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def close_in_fp16(got, exact):
+    assert got.shape == exact.shape and got.isfinite().all()
+    # one rounding of the result: half of eps at most, uniformly; sums are in fp32
+    assert (got.double() - exact).norm() <= torch.finfo(torch.float16).eps / 2 * exact.norm()
+
+
+@every_tile
+@pytest.mark.parametrize("own_weights", [False, True], ids=["shared", "own"])
+def test_the_matrix_product_is_the_convolution(own_weights, tile):
+    x = channels_last(half(N, C // 2, H, W))
+    w = half(N, C, C // 2, 3, 3, seed=1, scale=1 / 17)
+    w = torch.stack([channels_last(one) for one in w]) if own_weights else channels_last(w[0])
+    one = [w[n] if own_weights else w for n in range(N)]
+    if tile.BI > C // 2:
+        pytest.skip("the tile is wider than the images")
+    exact = torch.cat([F.conv2d(x[n : n + 1].double(), one[n].double(), padding=1) for n in range(N)])
+    close_in_fp16(kernel.forward(x, w, None, None, None, blocks=tile), exact)
+
+
+@every_tile
+def test_the_matrix_product_ends_as_a_layer_does(tile):
+    x, w = channels_last(half(N, C, H, W)), channels_last(half(C, C, 3, 3, seed=1, scale=1 / 24))
+    d, noise, bias = normal(N, C, seed=2).abs(), normal(N, 1, H, W, seed=3), normal(C, seed=4)
+    u = F.conv2d(x.double(), w.double(), padding=1) * d[:, :, None, None] + noise
+    exact = bias_act(u, bias, act="lrelu", clamp=1.0, impl="reference")
+    noise = noise.float().reshape(N, -1)
+    close_in_fp16(kernel.forward(x, w, d.float(), noise, bias.float(), 0.2, 2**0.5, 1.0, tile), exact)
+
+
+@every_tile
+def test_the_data_gradient_reads_the_weight_as_it_lies(tile):
+    dy, w = channels_last(half(N, C, H, W)), channels_last(half(C, C, 3, 3, seed=1, scale=1 / 24))
+    exact = torch.nn.grad.conv2d_input((N, C, H, W), w.double(), dy.double(), padding=1)
+    close_in_fp16(kernel.data_gradient(dy, w, tile), exact)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [kernel.Split(1, 4, 16, 64, 64, 2), kernel.Split(1, 1, 16, 16, 32, 3), kernel.Split(2, 8, 16, 64, 64, 1), None],
+    ids=["boxes", "rows-uneven", "two-samples", "chosen"],
+)
+def test_the_weight_gradient_is_exact_in_fp32_and_repeats(cut):
+    x, dy = channels_last(half(N, C, H, W)), channels_last(half(N, C, H, W, seed=1))
+    exact = torch.nn.grad.conv2d_weight(x.double(), (C, C, 3, 3), dy.double(), padding=1)
+    got = kernel.weight_gradient(x, dy, cut)
+    assert_close(got.double(), exact, tolerance=8 * torch.finfo(torch.float32).eps)
+    assert torch.equal(got, kernel.weight_gradient(x, dy, cut))
+
+
+def test_a_layer_of_our_own_convolution_is_as_accurate_as_one_after_the_other():
+    tensors = [half(N, C, H, W), normal(C, C, 3, 3, seed=1), normal(N, C, seed=2), normal(H, W, seed=3), normal(C, seed=4)]
+
+    def gradients(impl, dtype):
+        inputs = [t.to(dtype if i == 0 else torch.promote_types(dtype, torch.float32)) for i, t in enumerate(tensors)]
+        inputs = [t.requires_grad_() for t in inputs]
+        y = modulated_conv2d_bias_act(*inputs, padding=1, act="linear", gain=2.0, impl=impl)
+        return [y, *torch.autograd.grad(y, inputs, half(*y.shape, seed=9).to(dtype))]
+
+    results = zip(
+        gradients("reference", torch.float64), gradients("reference", torch.float16), gradients("triton", torch.float16)
+    )
+    for number, (exact, allowed, got) in enumerate(results):
+        floor = exact.abs().max() * torch.finfo(torch.float16).eps
+        assert (got - exact).abs().max() <= 2 * (allowed - exact).abs().max() + floor, f"result {number}"
+
+
+def test_says_which_images_have_no_kernel():
+    x = torch.empty(2, 64, 16, 16, dtype=torch.float16)
+    assert kernel.why_not(x, 64) is None
+    assert "16 bits" in kernel.why_not(x.float(), 64)
+    assert "multiples of 64, they are 64 and 32" in kernel.why_not(x, 32)
+    assert "they are 4 and 16" in kernel.why_not(x[:, :, :4], 64)
+    assert "none" in kernel.why_not(x[:0], 64)
+
+
+def test_layers_without_a_kernel_are_convolved_by_pytorch():
+    tensors = of_a_layer(LAYERS["hidden"], torch.float32)
+    tensors = [t.float() for t in tensors]
+    by_name = [modulated_conv2d_bias_act(*tensors, padding=1, impl=impl) for impl in ("triton", "cudnn")]
+    assert torch.equal(*by_name)

@@ -4,7 +4,15 @@ import torch
 import torch.nn.functional as F
 from fastdgl_kernels import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 from fastdgl_kernels.resampling.geometry import Resample, parse_padding, parse_scaling
-from numerics import assert_as_accurate, assert_close, assert_golden, golden_cases, golden_id, normal
+from numerics import (
+    assert_as_accurate,
+    assert_close,
+    assert_golden,
+    assert_golden_as_accurately,
+    golden_cases,
+    golden_id,
+    normal,
+)
 from torch.autograd import gradcheck, gradgradcheck
 
 
@@ -263,3 +271,191 @@ def test_setup_filter_leaves_the_given_tensor_alone(arguments):
 def test_setup_filter_says_what_is_wrong(f, arguments, words):
     with pytest.raises(ValueError, match=words):
         setup_filter(f, **arguments)
+
+
+# The kernels, on a GPU where there is one, else in Triton's interpreter.
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+every_format = pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "NHWC"])
+
+
+@pytest.fixture
+def triton(monkeypatch):
+    pytest.importorskip("triton")
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def on_device(*shape, seed=0, dtype=torch.float32, channels_last=False):
+    x = normal(*shape, seed=seed, dtype=dtype).to(DEVICE)
+    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
+
+
+@pytest.mark.parametrize("case", golden_cases("upfirdn2d"), ids=golden_id)
+def test_kernels_agree_with_the_recorded_numbers(triton, case):
+    number, arguments = case
+    fast, slow = (
+        lambda t, impl=impl: upfirdn2d(t["x"], t.get("f"), **arguments, impl=impl) for impl in ("triton", "reference")
+    )
+    assert_golden_as_accurately("upfirdn2d", number, ["x"], fast, slow)
+
+
+@every_case
+def test_kernels_agree_with_the_definition(triton, shape, taps, arguments):
+    # the interpreter is slow: every second case in either format
+    channels_last = [*CASES.values()].index((shape, taps, arguments)) % 2 == 1
+    x, f = on_device(*shape, channels_last=channels_last), None if taps is None else on_device(*taps, seed=1)
+    x.requires_grad_()
+    y = upfirdn2d(x, f, **arguments, impl="triton")
+    dy = on_device(*y.shape, seed=2)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    expected = upfirdn2d(x.double(), f, **arguments, impl="reference")
+    assert_close(y.double(), expected, tolerance=1e-6)
+    (expected,) = torch.autograd.grad(expected, x, dy.double())
+    assert_close(dx, expected, tolerance=1e-6)
+
+
+# of a network: taps, up, down, padding before; even and odd, cropped, both turns
+NETWORK = {
+    "filter": (4, 1, 1, (2, 1, 2, 1)),
+    "filter-cropped": (4, 1, 1, (-1, 3, 1, -2)),
+    "filter-3": (3, 1, 1, (1, 1, 1, 1)),
+    "up": (4, 2, 1, (2, 1, 2, 1)),
+    "up-odd": (4, 2, 1, (3, 1, 1, 2)),
+    "up-cropped": (4, 2, 1, (-2, 3, -1, 1)),
+    "down": (4, 1, 2, (1, 1, 1, 1)),
+    "down-even": (4, 1, 2, (2, 1, -2, 3)),
+    "filter-12": (12, 1, 1, (6, 5, 5, 6)),
+    "up-12": (12, 2, 1, (6, 5, 6, 5)),
+    "up-12-odd": (12, 2, 1, (-1, 5, 7, 6)),
+    "down-12": (12, 1, 2, (5, 5, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("taps, up, down, padding", NETWORK.values(), ids=NETWORK)
+def test_fast_kernel_agrees_with_the_definition(triton, taps, up, down, padding):
+    # 40 channels are a whole tile of 32 and a part of the next
+    shape = (1, 8, 6, 5) if taps == 12 else (2, 40, 5, 3)
+    x, f = on_device(*shape, channels_last=True), on_device(taps, seed=1)
+    assert kernel().fits(x, kernel()._factors(f), Resample((up, up), (down, down), padding))
+    arguments = dict(up=up, down=down, padding=padding, flip_filter=padding[0] % 2 == 1, gain=1.3)
+    y = upfirdn2d(x, f, **arguments, impl="triton")
+    assert_close(y.double(), upfirdn2d(x.double(), f, **arguments, impl="reference"), tolerance=1e-6)
+
+
+def kernel():
+    from fastdgl_kernels.resampling import kernel
+
+    return kernel
+
+
+@every_format
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2)], ids=["filter", "up", "down"])
+def test_kernels_are_as_accurate_as_the_definition(triton, up, down, dtype, channels_last):
+    # the fast kernel takes whole groups of 8 channels, the other one all
+    x, f = on_device(1, 8 if channels_last else 1, 5, 6, dtype=dtype, channels_last=channels_last), on_device(4, seed=1)
+    arguments = dict(up=(up, up), down=(down, down), padding=(2, 1, 2, 1), flip_filter=False, gain=1.3)
+    assert_as_accurate(
+        lambda x: upfirdn2d(x, f, **arguments, impl="triton"),
+        lambda x: step_by_step(x, torch.outer(f, f), **arguments),
+        [x],
+        # the interpreter cuts off what does not fit into bfloat16, where a GPU rounds
+        factor=4 if dtype == torch.bfloat16 and DEVICE == "cpu" else 2,
+    )
+
+
+@pytest.mark.parametrize("taps", [(4, 4), (6,)], ids=["2-D", "1-D"])
+@every_format
+def test_kernels_round_16_bits_once(triton, taps, channels_last):
+    x, f = on_device(1, 8, 5, 4, dtype=torch.float16, channels_last=channels_last), on_device(*taps, seed=1)
+    y = upfirdn2d(x, f, padding=2, impl="triton")
+    assert torch.equal(y, upfirdn2d(x.float(), f, padding=2, impl="triton").half())
+
+
+@pytest.mark.parametrize("C", [1, 8])
+def test_kernels_take_any_strides_of_input_and_gradient(triton, C):
+    x, f = on_device(2, C, 3, 4), setup_filter([1, 3, 1], device=DEVICE)
+    strange = [
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        x[:1].expand(2, -1, -1, -1),
+        torch.cat([x, x], 2)[:, :, ::2],
+        torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[:, :C],
+    ]
+    for x in strange:
+        expected = upfirdn2d(x, f, up=2, padding=1, impl="reference")
+        x = x.detach().requires_grad_()
+        y = upfirdn2d(x, f, up=2, padding=1, impl="triton")
+        assert_close(y.double(), expected.double(), tolerance=1e-6)
+        assert y.stride() == expected.stride()
+        # an expanded gradient, and one in the other format
+        for dy in (torch.ones([1, 1, 1, 1], device=DEVICE).expand_as(y), torch.cos(y.detach()).contiguous()):
+            (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+            ref = x.detach().clone().requires_grad_()
+            (expected_dx,) = torch.autograd.grad(upfirdn2d(ref, f, up=2, padding=1, impl="reference"), ref, dy)
+            assert_close(dx.double(), expected_dx.double(), tolerance=1e-6)
+
+
+@every_format
+def test_kernels_count_in_64_bits_where_they_must(triton, monkeypatch, channels_last):
+    x, f = on_device(2, 3, 5, 4, channels_last=channels_last), on_device(3, 3, seed=1)
+    expected = upfirdn2d(x, f, up=2, padding=2, impl="triton")
+    # a tensor that needs them is too large for a test
+    monkeypatch.setattr(kernel(), "_far", lambda x: True)
+    assert torch.equal(upfirdn2d(x, f, up=2, padding=2, impl="triton"), expected)
+    monkeypatch.undo()
+    assert kernel()._far(torch.empty([1, 2, 2**16, 2**15], device="meta"))
+    assert not kernel()._far(torch.empty([9, 1, 2**16, 2**15], device="meta"))
+
+
+@every_format
+def test_kernels_give_the_same_bits_again(triton, channels_last):
+    x, f = on_device(1, 8, 5, 6, channels_last=channels_last), on_device(4, 4, seed=1)
+    run = lambda x: upfirdn2d(x, f, up=2, padding=1, impl="triton")  # noqa: E731
+    assert torch.equal(run(x), run(x))
+
+
+@pytest.mark.parametrize("resample", [filter2d, upsample2d, downsample2d])
+@every_format
+def test_kernels_take_an_empty_batch(triton, resample, channels_last):
+    x = on_device(0, 8, 4, 4, channels_last=channels_last).requires_grad_()
+    y = resample(x, setup_filter([1, 3, 3, 1], device=DEVICE), impl="triton")
+    y.sum().backward()
+    assert y.shape[:2] == (0, 8) and x.grad.shape == x.shape
+
+
+def test_kernels_see_a_filter_that_was_written_to(triton):
+    x, f = on_device(1, 8, 4, 4, channels_last=True), setup_filter([1, 3, 3, 1], device=DEVICE)
+    before = upfirdn2d(x, f, impl="triton")
+    f.mul_(2)
+    assert torch.equal(upfirdn2d(x, f, impl="triton"), 2 * before)
+
+
+def test_filters_are_taken_apart_only_where_they_are_products():
+    product = setup_filter([1, 3, 3, 1])
+    fx, fy = kernel()._factors(product)
+    assert_close(torch.outer(fy, fx), product, tolerance=2e-7)
+    assert kernel()._factors(normal(4, 4).float()) is None
+    assert kernel()._factors(torch.zeros(4, 4)) is None
+    assert kernel()._factors(None) is None
+
+
+@pytest.mark.parametrize("up, down", [(1, 1), (2, 1)], ids=["filter", "up"])
+@pytest.mark.parametrize("noisy", ["demod-noise-bias", "noise-per-sample", "bare"])
+@pytest.mark.parametrize("clamp", [None, 0.6], ids=["free", "clamped"])
+def test_tail_is_the_operators_one_after_another(triton, up, down, noisy, clamp):
+    x, f = on_device(2, 8, 5, 4, channels_last=True), setup_filter([1, 3, 3, 1], device=DEVICE)
+    resample = Resample((up, up), (down, down), (2, 1, 2, 1), gain=1.5)
+    y = upfirdn2d(x.double(), f, up, down, resample.padding, gain=1.5, impl="reference")
+    demod, noise, bias = on_device(2, 8, seed=1), on_device(1, 1, *y.shape[2:], seed=2), on_device(8, seed=3)
+    if noisy == "noise-per-sample":
+        noise = on_device(2, 1, *y.shape[2:], seed=2)
+    tail = kernel().Tail(demod, noise, bias, 0.2, 1.4, clamp)
+    if noisy == "bare":
+        tail = kernel().Tail(alpha=0.2, gain=1.4, clamp=clamp)
+    else:
+        y = y * demod[:, :, None, None] + noise + bias[:, None, None]
+    y = F.leaky_relu(y, 0.2) * 1.4
+    y = y if clamp is None else y.clamp(-clamp, clamp)
+    assert_close(kernel().upfirdn2d(x, f, resample, tail).double(), y, tolerance=1e-6)

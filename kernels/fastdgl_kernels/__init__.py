@@ -1,9 +1,9 @@
 """The operators of style-based GANs. They need PyTorch and nothing else of this repository."""
 
-from ._dispatch import implementation
+from ._dispatch import explain, implementation
 from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
 from .convolution import conv2d_resample
-from .modulation import modulated_conv2d
+from .modulation import modulated_conv2d, modulated_conv2d_bias_act
 from .resampling import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
 __all__ = [
@@ -12,10 +12,12 @@ __all__ = [
     "bias_act",
     "conv2d_resample",
     "downsample2d",
+    "explain",
     "filter2d",
     "fused_leaky_relu",
     "implementation",
     "modulated_conv2d",
+    "modulated_conv2d_bias_act",
     "setup_filter",
     "upfirdn2d",
     "upsample2d",

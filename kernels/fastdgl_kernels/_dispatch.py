@@ -1,10 +1,13 @@
 """Which implementation of an operator runs. Decided here and nowhere else."""
 
+import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
+import torch
 from torch import Tensor
 
 NAMES = ("auto", "reference", "triton", "cudnn")
@@ -12,7 +15,12 @@ NAMES = ("auto", "reference", "triton", "cudnn")
 # what NVIDIA's operators call them
 SPELLINGS = {"cuda": "auto", "ref": "reference"}
 
+# of the tensors each takes, fp64 being for proofs; the reference takes all
+_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = {"triton": _SINGLE, "cudnn": (*_SINGLE, torch.float64)}
+
 _chosen: ContextVar[str | None] = ContextVar("fastdgl_kernels implementation", default=None)
+_explaining: ContextVar[bool] = ContextVar("fastdgl_kernels explaining", default=False)
 
 
 @contextmanager
@@ -25,7 +33,7 @@ def implementation(name: str) -> Iterator[None]:
     It holds for this thread or task only, and for calls that do not name an `impl` of their own.
 
     Args:
-        name: "reference", or "auto" for the fastest an operator has.
+        name: "reference", "triton", "cudnn", or "auto" for the fastest an operator has.
     """
     token = _chosen.set(_canonical(name, "implementation"))
     try:
@@ -39,25 +47,110 @@ def dispatch(x: Tensor, impl: str | None, **implementations: Callable) -> Callab
 
     Asked in this order: the argument `impl`, the surrounding `implementation(...)`, the environment
     variable FASTDGL_IMPL, "auto". A name asked for and not to be had is an error, never a substitute.
+    "auto" takes the first that is able, without a word: all of them compute the same function.
+
+    Backward never asks again: it runs on threads of its own, where the surrounding choice does not hold.
 
     Args:
         x: The operator's main input: what can run depends on its device and dtype.
         impl: The caller's wish, or None.
-        implementations: The operator's own, by name, the fastest first. All of them carry its name.
+        implementations: The operator's own, by name, the fastest first, "reference" last, which carries its name.
     """
-    name = _wanted(impl)
-    if name == "auto":
-        return next(iter(implementations.values()))
-    if name not in implementations:
-        operator = next(iter(implementations.values())).__name__
-        raise ValueError(f"impl={name!r}: {operator} has no such implementation, it has {_listed(implementations)}")
-    return implementations[name]
+    name, source = _wanted(impl)
+    operator = implementations["reference"].__name__
+    if name != "auto" and name not in implementations:
+        raise ValueError(f"{source}={name!r}: {operator} has no such implementation, it has {_listed(implementations)}")
+    taken = name if name != "auto" else next(n for n in implementations if why_not_by_itself(n, x) is None)
+    if _explaining.get():
+        raise _Explanation(_explanation(x, operator, name, source, taken, implementations))
+    if reason := why_not(taken, x):
+        raise RuntimeError(f"{source}={name!r} cannot run {operator} on x of shape {tuple(x.shape)}: {reason}")
+    return implementations[taken]
 
 
-def _wanted(impl: str | None) -> str:
+def explain(operator: Callable, *arguments, **keywords) -> str:
+    """Which implementation an operator would take for these arguments, and why. Nothing is computed.
+
+        print(explain(bias_act, x, b, act="lrelu"))
+
+    Args:
+        operator: `bias_act`, `upfirdn2d`, `modulated_conv2d`, ...
+        arguments, keywords: What the operator would be called with.
+    """
+    token = _explaining.set(True)
+    try:
+        operator(*arguments, **keywords)
+    except _Explanation as explanation:
+        return str(explanation)
+    finally:
+        _explaining.reset(token)
+    return f"{getattr(operator, '__name__', operator)} has one implementation and no choice to explain"
+
+
+def why_not(name: str, x: Tensor) -> str | None:
+    """The reason the implementation cannot take `x`, or None if it can."""
+    if name == "reference":
+        return None
+    if x.dtype not in DTYPES[name]:
+        return f"its dtype is {x.dtype}, the kernels take {', '.join(map(str, DTYPES[name]))}"
+    # "cudnn" is PyTorch's convolution with Triton for what surrounds it
+    return why_not_triton(x.device)
+
+
+def why_not_by_itself(name: str, x: Tensor) -> str | None:
+    """The reason "auto" does not take the implementation for `x`, or None if it may."""
+    reason = why_not(name, x)
+    if reason is None and name != "reference" and not x.is_cuda:
+        return f"it is on {x.device}, where Triton is interpreted and slow: to be had by name only"
+    return reason
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """The reason no Triton kernel can run on the device, or None if one can."""
+    if not _installed():
+        return "triton is not installed"
+    if device.type == "cuda":
+        return _why_not_gpu(device)
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"it is on {device}, and Triton needs a GPU (or a CPU and TRITON_INTERPRET=1, for tests)"
+
+
+@cache
+def _why_not_gpu(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "the kernels are written for NVIDIA's GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (7, 0):
+        return f"its GPU has compute capability {capability[0]}.{capability[1]}, Triton needs 7.0"
+    return None
+
+
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+class _Explanation(Exception):
+    """Carries the text from where the choice is made to who asked for it."""
+
+
+def _explanation(x: Tensor, operator: str, name: str, source: str, taken: str, names: Iterable[str]) -> str:
+    reasons = {n: why_not(n, x) if n == name else why_not_by_itself(n, x) for n in names}
+    wish = '"auto" takes the first that is able' if name == "auto" else f"{source}={name!r} leaves no choice"
+    verb = "runs" if reasons[taken] is None else "cannot run"
+    lines = [f"{operator} {verb} as {taken!r} on x of shape {tuple(x.shape)}, {x.dtype}, {x.device}; {wish}"]
+    lines += [f"  {n}: {'able' if reason is None else reason}" for n, reason in reasons.items()]
+    return "\n".join(lines)
+
+
+def _wanted(impl: str | None) -> tuple[str, str]:
+    """The name asked for, and where it was asked."""
     if impl is not None:
-        return _canonical(impl, "impl")
-    return _chosen.get() or _canonical(os.environ.get("FASTDGL_IMPL") or "auto", "FASTDGL_IMPL")
+        return _canonical(impl, "impl"), "impl"
+    if (name := _chosen.get()) is not None:
+        return name, "implementation"
+    return _canonical(os.environ.get("FASTDGL_IMPL") or "auto", "FASTDGL_IMPL"), "FASTDGL_IMPL"
 
 
 def _canonical(name: str, source: str) -> str:

@@ -1,11 +1,14 @@
-"""The public door of bias_act: arguments are checked and completed here."""
+"""The public door of bias_act: arguments are checked and completed here. And its derivatives over the kernels."""
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from .._dispatch import dispatch
+from .._layout import in_order_of, without_gaps
 from . import reference
 from .reference import activation_funcs
+from .spec import Spec
 
 
 def bias_act(
@@ -34,7 +37,7 @@ def bias_act(
         gain: Scale of the output; by default sqrt(2) for "relu", "lrelu" and "swish", which about keeps
             the variance of a normal input, and 1 for the others.
         clamp: Bound on the magnitude of the output, >= 0; None for no bound. 256 keeps fp16 training finite.
-        impl: "reference", or None for the one in force (see `implementation`).
+        impl: "triton", "reference", or None for the one in force (see `implementation`).
 
     Returns:
         A tensor of the shape, dtype and memory format of `x`.
@@ -43,7 +46,7 @@ def bias_act(
     clamping from "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020.
     """
     _check(x, b, dim, act, clamp)
-    run = dispatch(x, impl, reference=reference.bias_act)
+    run = dispatch(x, impl, triton=_triton, reference=reference.bias_act)
     activation = activation_funcs[act]
     alpha = activation.def_alpha if alpha is None else float(alpha)
     gain = activation.def_gain if gain is None else float(gain)
@@ -87,6 +90,132 @@ class FusedLeakyReLU(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return fused_leaky_relu(input, self.bias, self.negative_slope, self.scale)
+
+
+def _triton(
+    x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+) -> Tensor:
+    if x.numel() == 0:
+        return reference.bias_act(x, b, dim, act, alpha, gain, clamp)
+    if act == "linear" and b is None and gain == 1 and clamp is None:
+        return x
+    return _Act.apply(x, b, Spec(act, alpha, gain, clamp, dim))
+
+
+class _Act(Function):
+    """y = clamp(gain * act(x + b)). Its derivatives are read off y, so that y is all that is kept."""
+
+    @staticmethod
+    def forward(ctx, x, b, spec):
+        from . import kernel
+
+        y = kernel.forward(without_gaps(x), b, spec)
+        ctx.save_for_backward(*{"y": (y, None), "x": (x, b), "": (None, None)}[spec.reads])
+        ctx.spec = spec
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        r, b = ctx.saved_tensors
+        spec, wants_db = ctx.spec, ctx.needs_input_grad[1]
+        if spec.reads == "" and spec.gain == 1:
+            return dy, _bias_sum(dy, spec) if wants_db else None, None
+        return *_ActGrad.apply(dy, r, b, spec, wants_db), None
+
+
+class _ActGrad(Function):
+    """dx = dy * dy/dx and db, its sum: linear in dy, and bent in r, the x or y that the derivative is read off."""
+
+    @staticmethod
+    def forward(ctx, dy, r, b, spec, total):
+        from . import kernel
+
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy if spec.bends else None, r, b)
+        ctx.spec = spec
+        ctx.shape = dy.shape
+        r, dy = _aligned(r, dy)
+        return kernel.gradient(dy, r, b, spec, total=total)
+
+    @staticmethod
+    def backward(ctx, ddx, ddb):
+        dy, r, b = ctx.saved_tensors
+        spec, (_, wants_r, wants_b, *_) = ctx.spec, ctx.needs_input_grad
+        g = _joined(ddx, ddb, spec, ctx.shape)
+        if g is None:
+            return None, None, None, None, None
+        ddy, _ = _ActGrad.apply(g, r, b, spec, False)
+        if not (spec.bends and (wants_r or wants_b)):
+            return ddy, None, None, None, None
+        return ddy, *_ActBend.apply(dy, g, r, b, spec, wants_b), None, None
+
+
+class _ActBend(Function):
+    """The derivative of ddx * dx by r, and its sum: symmetric in dy and ddx."""
+
+    @staticmethod
+    def forward(ctx, dy, ddx, r, b, spec, total):
+        from . import kernel
+
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(dy, ddx, r, b)
+        ctx.spec, ctx.shape = spec, dy.shape
+        r, dy, ddx = _aligned(r, dy, ddx)
+        return kernel.gradient(dy, r, b, spec, total=total, ddx=ddx)
+
+    @staticmethod
+    def backward(ctx, gr, gb):
+        dy, ddx, r, b = ctx.saved_tensors
+        spec, wants_b = ctx.spec, ctx.needs_input_grad[3]
+        g = _joined(gr, gb, spec, ctx.shape)
+        if g is None:
+            return None, None, None, None, None, None
+        ddy, _ = _ActBend.apply(g, ddx, r, b, spec, False)
+        dddx, _ = _ActBend.apply(dy, g, r, b, spec, False)
+        # no training comes here: plain PyTorch, which can be differentiated on and on
+        dr = (_twist(r, b, spec) * g * dy * ddx).to(r.dtype)
+        return ddy, dddx, dr, _bias_sum(dr, spec) if wants_b else None, None, None
+
+
+def _twist(r: Tensor, b: Tensor | None, spec: Spec) -> Tensor | float:
+    """The second derivative of dy/dx by r, in fp32."""
+    r = r.float()
+    if spec.reads == "y":
+        u = r / spec.gain
+        d = {"tanh": -2.0, "sigmoid": -2.0, "softplus": -torch.exp(-u)}.get(spec.act, 0.0) / spec.gain
+        y = r
+    else:
+        u = r if b is None else r + _along(b.float(), spec, r.ndim)
+        s = torch.sigmoid(u)
+        d = s * (1 - s) * (3 * (1 - 2 * s) + u * (1 - 6 * s + 6 * s * s)) * spec.gain
+        y = u * s * spec.gain
+    return d if spec.clamp is None else d * (y.abs() < spec.clamp)
+
+
+def _joined(ddx: Tensor | None, ddb: Tensor | None, spec: Spec, shape: torch.Size) -> Tensor | None:
+    """What arrives for dx, together with what arrives for its sum."""
+    if ddb is None:
+        return ddx
+    ddb = _along(ddb, spec, len(shape))
+    return ddb.expand(shape) if ddx is None else ddx + ddb
+
+
+def _along(b: Tensor, spec: Spec, ndim: int) -> Tensor:
+    return b.reshape([-1 if i == spec.dim else 1 for i in range(ndim)])
+
+
+def _bias_sum(dx: Tensor, spec: Spec) -> Tensor:
+    return dx.sum([i for i in range(dx.ndim) if i != spec.dim]) if dx.ndim > 1 else dx
+
+
+def _aligned(r: Tensor | None, *others: Tensor) -> tuple[Tensor | None, ...]:
+    """All of them without gaps, and in one order."""
+    if r is None:
+        first, *others = others
+        first = without_gaps(first)
+        return None, first, *(in_order_of(t, first) for t in others)
+    r = without_gaps(r)
+    return r, *(in_order_of(t, r) for t in others)
 
 
 def _check(x: Tensor, b: Tensor | None, dim: int, act: str, clamp: float | None) -> None:

@@ -9,6 +9,7 @@ from ..resampling import geometry
 from ..resampling.geometry import Padding, Pair, parse_padding, parse_scaling
 from ..resampling.op import check_filter, check_image, filter_size
 from . import reference
+from .algebra import arranged
 
 
 def conv2d_resample(
@@ -38,7 +39,8 @@ def conv2d_resample(
         groups: Number of groups of channels, as in `torch.nn.functional.conv2d`.
         flip_weight: True to correlate with `w`, as PyTorch's convolution does, False to convolve.
         flip_filter: False to convolve with `f`, True to correlate.
-        impl: "reference", or None for the one in force (see `implementation`).
+        impl: "cudnn" (PyTorch's convolution, differentiated twice without convolving by kernels as large as the
+            image), "reference", or None for the one in force (see `implementation`).
 
     Returns:
         `[N, O, H', W']`, of the dtype of `x`.
@@ -51,9 +53,24 @@ def conv2d_resample(
     up, down = parse_factor(up, "up"), parse_factor(down, "down")
     padding = parse_padding(padding)
     check_output(x, w, f, up, down, padding)
-    run = dispatch(x, impl, reference=reference.conv2d_resample)
+    run = dispatch(x, impl, cudnn=_cudnn, reference=reference.conv2d_resample)
     padding = whole_padding(filter_size(f), up, down, padding)
     return run(x, w, f, up, down, padding, groups, bool(flip_weight), bool(flip_filter))
+
+
+def _cudnn(
+    x: Tensor,
+    w: Tensor,
+    f: Tensor | None,
+    up: int,
+    down: int,
+    padding: Padding,
+    groups: int,
+    flip_weight: bool,
+    flip_filter: bool,
+) -> Tensor:
+    x, w, plan = arranged(x, w, up, down, padding, groups, flip_weight, flip_filter)
+    return plan.run(x, w, f)
 
 
 def parse_factor(factor: int, name: str) -> int:

@@ -1,14 +1,23 @@
-"""The public door of modulated_conv2d: arguments are checked and completed here."""
+"""The public doors of the modulated layer: arguments are checked and completed here, and laid out for the algebra."""
 
 from collections.abc import Sequence
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from .._dispatch import dispatch
+from ..activation import activation_funcs, bias_act
+from ..convolution.algebra import arranged, plan
+from ..convolution.layout import dense
 from ..convolution.op import check_output, parse_factor, whole_padding
-from ..resampling.geometry import Pair, parse_padding
+from ..resampling.geometry import Padding, Pair, parse_padding
 from ..resampling.op import check_filter, check_image, filter_size
 from . import reference
+from .algebra import Layer, Tail
+
+# the convolution that keeps the size, which has kernels of ours
+SAME = plan((3, 3), 1, 1, (1, 1, 1, 1))
 
 
 def modulated_conv2d(
@@ -44,13 +53,147 @@ def modulated_conv2d(
         demodulate: Divide by the norm of the scaled weights. ToRGB layers do not.
         flip_weight: True to correlate with `weight`, as PyTorch's convolution does, False to convolve.
         fused_modconv: Changes nothing: there is one way to compute it. Taken because callers pass it.
-        impl: "reference", or None for the one in force (see `implementation`).
+        impl: "cudnn" (PyTorch's convolution between two Triton kernels), "triton" (the same, and the convolution too
+            where there is a kernel for it: 3x3 without resampling, 16 bits, channels in multiples of 64),
+            "reference", or None for the one in force (see `implementation`).
 
     Returns:
-        `[N, O, H', W']`, of the dtype of `x`.
+        `[N, O, H', W']`, of the dtype of `x`; channels last in 16 bits where "cudnn" runs.
 
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, equations 1 and 3.
     """
+    up, down, padding = _checked(x, weight, styles, noise, up, down, padding, resample_filter)
+    run = dispatch(
+        x,
+        impl,
+        cudnn=_modulated_conv2d,
+        triton=partial(_modulated_conv2d, own=True),
+        reference=reference.modulated_conv2d,
+    )
+    return run(x, weight, styles, noise, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight))
+
+
+def modulated_conv2d_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor | None = None,
+    bias: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    resample_filter: Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    act: str = "lrelu",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """`modulated_conv2d` and `bias_act` after it: a whole layer of the StyleGAN2 generator.
+
+        y = clamp(gain * act(modulated_conv2d(x, ...) + bias))
+
+    One pass over memory follows the convolution, where the two operators make several.
+    Differentiable any number of times with respect to `x`, `weight`, `styles`, `noise` and `bias`.
+
+    Args:
+        bias: `[O]`; may be of a wider dtype than `x`; None adds nothing.
+        act, alpha, gain, clamp: See `bias_act`. "linear", "relu" and "lrelu" are fused.
+        Others as for `modulated_conv2d`.
+    """
+    up, down, padding = _checked(x, weight, styles, noise, up, down, padding, resample_filter)
+    _check_bias(x, weight, bias)
+    alpha, gain, clamp = _completed(act, alpha, gain, clamp)
+    run = dispatch(
+        x,
+        impl,
+        cudnn=_modulated_conv2d_bias_act,
+        triton=partial(_modulated_conv2d_bias_act, own=True),
+        reference=reference.modulated_conv2d_bias_act,
+    )
+    return run(
+        x, weight, styles, noise, bias, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight),
+        act, alpha, gain, clamp,
+    )  # fmt: skip
+
+
+def _modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor | None,
+    up: int,
+    down: int,
+    padding: Padding,
+    resample_filter: Tensor | None,
+    demodulate: bool,
+    flip_weight: bool,
+    bias: Tensor | None = None,
+    tail: Tail = Tail(),
+    *,
+    own: bool = False,
+) -> Tensor:
+    # the dtypes of a layer are its caller's choice: autocast is not to choose again
+    with torch.autocast(x.device.type, enabled=False):
+        d, wide = None, torch.promote_types(x.dtype, torch.float32)
+        if demodulate:
+            weight, styles, d = reference.demodulated(weight, styles, x.dtype)
+        if noise is not None:
+            noise = noise.reshape(1 if noise.ndim == 2 else len(noise), -1)
+        x, weight, how = arranged(x, weight, up, down, padding, flip_weight=flip_weight)
+        own = own and how == SAME and _takes(x, weight)
+        weight, styles = weight.to(x.dtype), styles.to(wide)
+        return Layer.apply(dense(x), weight, styles, d, noise, bias, resample_filter, how, tail, own)
+
+
+def _takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the convolution has a kernel of ours for these."""
+    from . import kernel
+
+    return kernel.why_not(x, weight.shape[0]) is None
+
+
+def _modulated_conv2d_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor | None,
+    bias: Tensor | None,
+    up: int,
+    down: int,
+    padding: Padding,
+    resample_filter: Tensor | None,
+    demodulate: bool,
+    flip_weight: bool,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+    *,
+    own: bool = False,
+) -> Tensor:
+    layer = (x, weight, styles, noise, up, down, padding, resample_filter, demodulate, flip_weight)
+    alpha = {"linear": 1.0, "relu": 0.0}.get(act, alpha)
+    # the backward reads the slope off the sign of the output
+    if activation_funcs[act].homogeneous and alpha >= 0 and gain > 0:
+        return _modulated_conv2d(*layer, bias, Tail(alpha, gain, clamp), own=own)
+    y = _modulated_conv2d(*layer, own=own)
+    return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp, impl="auto")
+
+
+def _checked(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor | None,
+    up: int,
+    down: int,
+    padding: int | Sequence[int],
+    resample_filter: Tensor | None,
+) -> tuple[int, int, Padding]:
+    """up, down and the whole padding, from arguments that fit together."""
     check_image(x)
     check_filter(resample_filter, x, "resample_filter")
     _check_weight(x, weight)
@@ -59,9 +202,31 @@ def modulated_conv2d(
     padding = parse_padding(padding)
     size = check_output(x, weight, resample_filter, up, down, padding)
     _check_noise(x, noise, size)
-    run = dispatch(x, impl, reference=reference.modulated_conv2d)
-    padding = whole_padding(filter_size(resample_filter), up, down, padding)
-    return run(x, weight, styles, noise, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight))
+    return up, down, whole_padding(filter_size(resample_filter), up, down, padding)
+
+
+def _completed(
+    act: str, alpha: float | None, gain: float | None, clamp: float | None
+) -> tuple[float, float, float | None]:
+    if act not in activation_funcs:
+        raise ValueError(f"act={act!r}: expected one of {', '.join(map(repr, activation_funcs))}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"clamp must be None or at least 0, got {clamp}")
+    activation = activation_funcs[act]
+    alpha = activation.def_alpha if alpha is None else float(alpha)
+    gain = activation.def_gain if gain is None else float(gain)
+    return alpha, gain, None if clamp is None else float(clamp)
+
+
+def _check_bias(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if bias is None:
+        return
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias must have one entry per output channel: expected shape {tuple(weight.shape[:1])}, "
+            f"got {tuple(bias.shape)}"
+        )
+    _check_kind(x, bias, "bias")
 
 
 def _check_weight(x: Tensor, weight: Tensor) -> None:

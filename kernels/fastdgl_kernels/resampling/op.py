@@ -1,9 +1,10 @@
-"""The public doors of resampling: arguments are checked and completed here."""
+"""The public doors of resampling: arguments are checked and completed here. And the derivative over the kernels."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from .._dispatch import dispatch
 from . import geometry, reference
@@ -79,7 +80,7 @@ def upfirdn2d(
         padding: For the upsampled image: a number, `[x, y]`, or `[x before, x after, y before, y after]`.
         flip_filter: False to convolve, True to correlate.
         gain: Factor on the result, once also for 1-D taps.
-        impl: "reference", or None for the one in force (see `implementation`).
+        impl: "triton", "reference", or None for the one in force (see `implementation`).
 
     Returns:
         `[N, C, H', W']`, of the dtype and memory format of `x`.
@@ -92,8 +93,31 @@ def upfirdn2d(
         parse_scaling(up, "up"), parse_scaling(down, "down"), parse_padding(padding), bool(flip_filter), float(gain)
     )
     _check_output(x, filter_size(f), resample)
-    run = dispatch(x, impl, reference=reference.upfirdn2d)
+    run = dispatch(x, impl, triton=_triton, reference=reference.upfirdn2d)
     return run(x, f, resample)
+
+
+def _triton(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
+    return _Upfirdn2d.apply(x, f, resample)
+
+
+class _Upfirdn2d(Function):
+    """A linear map, whose derivative is its adjoint, which is a resampling again."""
+
+    @staticmethod
+    def forward(ctx, x, f, resample):
+        from . import kernel
+
+        size, ctx.memory_format = (x.shape[3], x.shape[2]), kernel.memory_format(x)
+        ctx.save_for_backward(f)
+        ctx.adjoint = resample.adjoint(size, filter_size(f))
+        return kernel.upfirdn2d(x, f, resample)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (f,) = ctx.saved_tensors
+        # it may come without strides, as from a sum
+        return _Upfirdn2d.apply(dy.contiguous(memory_format=ctx.memory_format), f, ctx.adjoint), None, None
 
 
 def filter2d(

@@ -1,0 +1,1 @@
+"""How fast, and how one knows: static/ without a GPU."""

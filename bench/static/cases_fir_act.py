@@ -1,0 +1,141 @@
+"""bias_act and upfirdn2d in StyleGAN2, config F, at 256 and 1024: every layer that has them, forward and backward."""
+
+from collections.abc import Iterator
+
+from fastdgl_kernels._tuning import tuned
+from fastdgl_kernels.activation import kernel as act
+from fastdgl_kernels.resampling import kernel as fir
+
+from .case import Case
+
+# batch, resolution and channels of what computes in 16 bits: the last four resolutions of the 256 and the 1024 network
+LAYERS = (
+    (32, 32, 512), (32, 64, 512), (32, 128, 256), (32, 256, 128),
+    (8, 128, 256), (8, 256, 128), (8, 512, 64), (8, 1024, 32),
+)  # fmt: skip
+
+POINTERS = {16: "*fp16", 32: "*fp32"}
+
+
+def cases() -> Iterator[Case]:
+    """All of them, for both architectures."""
+    for arch in (90, 80):
+        for N, R, C in LAYERS:
+            yield from _bias_act(arch, N, R, C, channels_last=True)
+            yield from _network_filters(arch, N, R, C)
+        # the low resolutions compute in fp32, channels first; so do the images
+        yield from _bias_act(arch, 32, 16, 512, channels_last=False, bits=32)
+        yield from _bias_act(arch, 32, 64, 512, channels_last=False, bits=32)
+        for act_name in ("swish", "softplus"):
+            yield from _bias_act(arch, 32, 128, 256, channels_last=True, name=act_name)
+        for C, R in ((64, 256), (512, 32)):
+            yield from _filters_of_12_taps(arch, 32, R, C)
+        yield from _any(arch, 32, 256)
+
+
+def _bias_act(
+    arch: int, N: int, R: int, C: int, channels_last: bool, bits: int = 16, name: str = "lrelu"
+) -> Iterator[Case]:
+    P, size, image = R * R, bits // 8, POINTERS[bits]
+    layer = f"{name} {C}@{R} N={N}" + ("" if bits == 16 else " fp32")
+    excuse = "a few microseconds" if N * P * C * size < 2**25 else ""
+    excuse = excuse or ("a logarithm and two exponentials, in no layer of the networks" if name == "softplus" else "")
+    m = act.Matrix(N * P, C, C, "cols") if channels_last else act.Matrix(N * C, P, C, "rows")
+    numbers = dict(rows="i32", cols="i32", C="i32")
+    floats = dict(alpha="fp32", gain="fp32", clamp="fp32")
+
+    elements, warps = tuned("bias_act", f"sm_{arch}")
+    rows, cols = m.tile(elements)
+    # accesses of a tile by a thread
+    one = elements * size // (16 * 32 * warps)
+    yield Case(
+        f"bias_act {layer}", act.bias_act_kernel, dict(x=image, b=image, y=image) | numbers | floats,
+        dict(ACT=name, CLAMP=True, BIAS=m.bias, ROWS=rows, COLS=cols), arch, warps, divisible=tuple(numbers),
+        programs=-(-m.rows // rows) * -(-m.cols // cols), bytes=2 * N * P * C * size, wide=2 * one, excuse=excuse,
+    )  # fmt: skip
+
+    elements, warps = tuned("bias_act_grad", f"sm_{arch}")
+    rows, cols = m.tile(elements)
+    steps, lanes, blocks = m.walk(rows, cols, tuned("bias_act_grad_programs", f"sm_{arch}"))
+    reads = "x" if name == "swish" else "y"
+    # what is read off y needs no bias
+    given = dict(r=image) | (dict(b=image) if reads == "x" else {})
+    yield Case(
+        f"bias_act gradient {layer}", act.bias_act_grad_kernel,
+        dict(dy=image, dx=image, db="*fp32", unscale="fp32") | given | numbers | floats,
+        dict(ddx=None, ORDER=0, ACT=name, CLAMP=True, READS=reads, BIAS=m.bias, SUM=True)
+        | dict(STEPS=steps, ROWS=rows, COLS=cols)
+        | ({} if reads == "x" else dict(b=None)),
+        arch, warps, divisible=tuple(numbers), programs=lanes * blocks,
+        bytes=3 * N * P * C * size + 4 * lanes * (C if channels_last else N * C), trips=steps,
+        wide=3 * elements * size // (16 * 32 * warps), excuse=excuse,
+    )  # fmt: skip
+
+
+def _network_filters(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
+    """What surrounds the changes of resolution; [1, 3, 3, 1], channels last."""
+    layer = f"{C}@{R} N={N}"
+    yield _separable(f"filter {layer} after up-convolution", arch, N, C, R + 1, R, 1, 1, 4, 1)
+    yield _separable(f"filter {layer} after up-convolution, and tail", arch, N, C, R + 1, R, 1, 1, 4, 1, tail=True)
+    # cut to powers of two, tiles hang over at the edges; beyond 32 x 32 that is little
+    excuse = "33 x 33 outputs in whole tiles" if R <= 32 else ""
+    yield _separable(f"filter {layer} gradient", arch, N, C, R, R + 1, 1, 1, 4, 2, excuse=excuse)
+    yield _separable(f"filter {layer} down", arch, N, C, R, R // 2, 1, 2, 4, 1)
+    yield _separable(f"filter {layer} up", arch, N, C, R // 2, R, 2, 1, 4, 2)
+
+
+def _filters_of_12_taps(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
+    for bits in (16, 32):
+        layer = f"{C}@{R} N={N}" + ("" if bits == 16 else " fp32")
+        excuse = "12 taps: bound by issue slots, not tuned"
+        yield _separable(f"filter of 12 {layer}", arch, N, C, R, R, 1, 1, 12, 6, bits=bits, excuse=excuse)
+        yield _separable(f"filter of 12 {layer} up", arch, N, C, R // 2, R, 2, 1, 12, 6, bits=bits, excuse=excuse)
+        yield _separable(f"filter of 12 {layer} down", arch, N, C, R, R // 2, 1, 2, 12, 5, bits=bits, excuse=excuse)
+
+
+def _separable(
+    name: str, arch: int, N: int, C: int, R: int, OR: int, up: int, down: int, taps: int, pad: int,
+    tail: bool = False, bits: int = 16, excuse: str = "",
+) -> Case:  # fmt: skip
+    size, image = bits // 8, POINTERS[bits]
+    tile = fir.separable_tile(f"sm_{arch}", size, C, (OR, OR), up, down, taps)
+    few = dict(demod="*fp32", noise="*fp32", bias=image) if tail else {}
+    numbers = dict(noise_stride="i32", H="i32", W="i32", groups="i32", OH="i32", OW="i32")
+    floats = dict(scale="fp32", alpha="fp32", gain="fp32", clamp="fp32")
+    kept = -(-taps // up) - down
+    warm_up = 0 if kept <= 4 else -(-kept * up // (tile.rows * down))
+    bytes = N * C * size * (R * R + OR * OR) + (4 * N * OR * OR if tail else 0)
+    return Case(
+        name, fir.upfirdn2d_nhwc_kernel, dict(x=image, fx="*fp32", fy="*fp32", y=image) | few | numbers | floats,
+        dict(UP=up, DOWN=down, PAD_X=pad, PAD_Y=pad, TAPS_X=taps, TAPS_Y=taps, FLIP=False, TAIL=tail, CLAMP=tail,
+             SLOTS=tile.slots, ROWS=tile.rows, STEPS=tile.steps, COLS=tile.cols, CHANNELS=tile.channels)
+        | ({} if tail else dict(demod=None, noise=None, bias=None)),
+        arch, tile.warps, programs=N * tile.programs(C, OR, OR), bytes=bytes, trips=tile.steps + warm_up,
+        # the rows of a step, and what comes of them
+        wide=tile.rows * tile.slots + tile.rows * down // up * taps // up,
+        excuse=excuse or ("a few microseconds" if bytes < 2**26 else ""),
+    )  # fmt: skip
+
+
+def _any(arch: int, N: int, R: int) -> Iterator[Case]:
+    """The kernel that takes everything, on images of 3 channels in fp32: the skip of ToRGB, and augmentation."""
+    excuse = "shifted 4-byte accesses: images, channels first"
+    sizes = ["C", "H", "W", "OH", "OW", "x_n", "x_c", "x_h", "y_n", "y_c", "y_h"]
+    pads = ["pad_x", "lead_x", "shift_x", "pad_y", "lead_y", "shift_y"]
+    for name, up, down, FW, FH, H, W, OH, OW in (
+        ("images up", (2, 2), (1, 1), 4, 4, R // 2, R // 2, R, R),
+        ("images down", (1, 1), (2, 2), 4, 4, R, R, R // 2, R // 2),
+        ("images 12 taps along x, up", (2, 1), (1, 1), 12, 1, R, R, R, 2 * R),
+        ("images 12 taps along y, up", (1, 2), (1, 1), 1, 12, R, 2 * R, 2 * R, 2 * R),
+    ):
+        vector = min(OW, 128)
+        lanes = tuned("upfirdn2d", f"sm_{arch}")[0] // vector
+        unroll = max(-(-FW // up[0]), -(-FH // up[1]))
+        yield Case(
+            f"{name} 3@{R} N={N} fp32", fir.upfirdn2d_kernel,
+            dict(x="*fp32", f="*fp32", y="*fp32", scale="fp32") | {n: "i32" for n in sizes + pads},
+            dict(x_w=1, y_w=1, UP_X=up[0], UP_Y=up[1], DOWN_X=down[0], DOWN_Y=down[1], TAPS_X=FW, TAPS_Y=FH, FLIP=False,
+                 CHANNELS_LAST=False, WIDE=False, UNROLL=unroll if unroll <= 6 else 1, LANES=lanes, VECTOR=vector),
+            arch, divisible=tuple(sizes[1:]), programs=N * 3 * -(-OH // lanes) * -(-OW // vector),
+            bytes=N * 3 * 4 * (H * W + OH * OW), wide=0, excuse=excuse,
+        )  # fmt: skip

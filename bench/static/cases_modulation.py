@@ -1,0 +1,142 @@
+"""The modulated layers of StyleGAN2, config F, at 256 and 1024: every kernel around and in their convolutions."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fastdgl_kernels.modulation import epilogue, kernel
+
+from .case import Case
+
+# resolution of the generator: its batch
+GENERATORS = {256: 32, 1024: 8}
+
+# the highest resolutions that compute in 16 bits
+HALF = 4
+
+GAIN, CLAMP, ALPHA = 2**0.5, 256.0, 0.2
+
+
+def channels(resolution: int) -> int:
+    """Of config F."""
+    return min(32768 // resolution, 512)
+
+
+def layers(*, half: bool = True) -> list[tuple[int, int, int]]:
+    """(batch, resolution, channels) of the layers that compute in 16 bits or of those in fp32, each once."""
+    every = set()
+    for largest, N in GENERATORS.items():
+        resolutions = [2**i for i in range(2, largest.bit_length())]
+        every |= {(N, R, channels(R)) for R in (resolutions[-HALF:] if half else resolutions[:-HALF])}
+    return sorted(every, key=lambda layer: (layer[1], layer[0]))
+
+
+def cases() -> Iterator[Case]:
+    """All of them, for both architectures."""
+    for arch in (90, 80):
+        for N, R, C in layers(half=True):
+            yield from _around(arch, N, R, C)
+            # fewer than 64 channels are left to cuDNN
+            if C >= 64:
+                yield from _convolution(arch, N, R, C)
+        for N, R, C in layers(half=False):
+            yield from _around(arch, N, R, C, wide=True)
+        for R, N in GENERATORS.items():
+            yield from _image(arch, N, R)
+        yield from _single(arch)
+
+
+def _around(arch: int, N: int, R: int, C: int, wide: bool = False) -> Iterator[Case]:
+    P, size, image = R * R, 4 if wide else 2, "*fp32" if wide else "*fp16"
+    layer = f"{C}@{R} N={N}" + (" fp32" if wide else "")
+    tile = epilogue.tile(C, P, channels_last=not wide)
+    blocks, tiles = -(-C // tile["BC"]), -(-P // tile["BP"])
+    chunks = -(-tiles // epilogue.STEPS)
+    activation = dict(ALPHA=ALPHA, GAIN=GAIN, CLAMP=CLAMP)
+    numbers = dict(C="i32", P="i32", noise_stride="i32")
+    few = dict(d="*fp32", noise="*fp32", bias="*fp32")
+    # accesses of an image's tile by a thread
+    one = epilogue.TILE * size // (16 * 128)
+    # launches of a few microseconds do not fill the machine
+    excuse = "a few microseconds" if P <= 16 * 16 else ""
+    yield Case(
+        f"epilogue {layer}", epilogue._forward, dict(u=image, y=image, **few, **numbers), activation | tile, arch,
+        divisible=tuple(numbers), programs=N * tiles * blocks, bytes=N * P * (2 * size * C + 4), wide=2 * one,
+        excuse=excuse,
+    )  # fmt: skip
+    yield Case(
+        f"scale {layer}", epilogue._forward, dict(u=image, y=image, d="*fp32", **numbers),
+        dict(noise=None, bias=None, ALPHA=1.0, GAIN=1.0, CLAMP=None) | tile, arch,
+        divisible=tuple(numbers), programs=N * tiles * blocks, bytes=N * P * 2 * size * C, wide=2 * one, excuse=excuse,
+    )  # fmt: skip
+    sums = dict(sum_g="*fp32", sum_gu="*fp32", dnoise="*fp32")
+    yield Case(
+        f"epilogue gradient {layer}", epilogue._backward, dict(dy=image, y=image, du=image, **few, **sums, **numbers),
+        activation | tile | dict(STEPS=epilogue.STEPS), arch, divisible=tuple(numbers), programs=N * chunks * blocks,
+        bytes=N * (P * (3 * size * C + 4 + 4 * blocks) + chunks * C * 8), trips=min(epilogue.STEPS, tiles),
+        wide=3 * one, excuse=excuse,
+    )  # fmt: skip
+    yield Case(
+        f"scale gradient {layer}", epilogue._scale_backward,
+        dict(t=image, x=image, s="*fp32", dx=image, xs=image, ds="*fp32", C="i32", P="i32"),
+        tile | dict(STEPS=epilogue.STEPS), arch, divisible=("C", "P"), programs=N * chunks * blocks,
+        bytes=N * (P * 4 * size * C + chunks * C * 4), trips=min(epilogue.STEPS, tiles),
+        wide=4 * one, excuse=excuse,
+    )  # fmt: skip
+
+
+def _image(arch: int, N: int, R: int) -> Iterator[Case]:
+    """The tail of ToRGB: 3 channels, channels last because the convolution before it was."""
+    P = R * R
+    tile = epilogue.tile(3, P, channels_last=True)
+    tiles = -(-P // tile["BP"])
+    chunks = -(-tiles // epilogue.STEPS)
+    numbers, tail = dict(C="i32", P="i32", noise_stride="i32"), dict(d=None, noise=None, ALPHA=1.0, GAIN=1.0, CLAMP=CLAMP)
+    common = dict(arch=arch, divisible=("P",), wide=0, excuse="2-byte accesses: 3 channels")
+    yield Case(
+        f"epilogue 3@{R} N={N} rgb", epilogue._forward, dict(u="*fp16", y="*fp16", bias="*fp32", **numbers), tail | tile,
+        programs=N * tiles, bytes=N * P * 12, **common,
+    )  # fmt: skip
+    yield Case(
+        f"epilogue gradient 3@{R} N={N} rgb", epilogue._backward,
+        dict(dy="*fp16", y="*fp16", bias="*fp32", du="*fp16", sum_g="*fp32", **numbers),
+        tail | tile | dict(sum_gu=None, dnoise=None, STEPS=epilogue.STEPS),
+        programs=N * chunks, bytes=N * P * 18, trips=epilogue.STEPS, **common,
+    )  # fmt: skip
+
+
+def _single(arch: int) -> Iterator[Case]:
+    """One sample with weights of its own: Triton makes a kernel of its own where an integer is 1."""
+    for case in _convolution(arch, 1, 64, 512):
+        one = {"N": 1, "weights_per_sample": 1}.items()
+        constexprs = {name: value for name, value in one if name in case.signature}
+        yield replace(case, constexprs=case.constexprs | constexprs, excuse="one sample does not fill the machine")
+
+
+def _convolution(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
+    layer, flops, images = f"{C}@{R} N={N}", 2 * 9 * C * C * R * R * N, 2 * N * R * R * C * 2
+    tile = kernel.tile(R, R, C, f"sm_{arch}")
+    programs = N * (R // tile.BH) * (R // tile.BW) * (C // tile.BO)
+    sizes = dict(N="i32", H="i32", W="i32", weights_per_sample="i32", noise_stride="i32")
+    shape = dict(I=C, O=C) | tile.blocks
+    launch = dict(programs=programs, flops=flops, trips=9 * C // tile.BI, num_warps=tile.num_warps)
+    launch |= dict(num_stages=tile.num_stages, divisible=("H", "W"))
+    yield Case(
+        f"conv {layer}", kernel._forward, dict(x="*fp16", w="*fp16", y="*fp16", d="*fp32", noise="*fp32", bias="*fp32")
+        | sizes, shape | dict(ALPHA=ALPHA, GAIN=GAIN, CLAMP=CLAMP, TRANSPOSED=False), arch,
+        bytes=images + 18 * C * C + 4 * N * R * R, **launch,
+    )  # fmt: skip
+    yield Case(
+        f"conv data gradient {layer}", kernel._forward, dict(x="*fp16", w="*fp16", y="*fp16") | sizes,
+        shape | dict(d=None, noise=None, bias=None, ALPHA=1.0, GAIN=1.0, CLAMP=None, TRANSPOSED=True), arch,
+        bytes=images + 18 * C * C, **launch,
+    )  # fmt: skip
+    cut = kernel.split(N, R, R, C, C, f"sm_{arch}")
+    boxes = -(-N // cut.BN) * (R // cut.BH) * (R // cut.BW)
+    steps = -(-boxes // cut.parts)
+    yield Case(
+        f"conv weight gradient {layer}", kernel._weight_gradient,
+        dict(x="*fp16", dy="*fp16", partial="*fp32", N="i32", steps="i32"),
+        dict(H=R, W=R, I=C, O=C) | cut.blocks, arch, cut.num_warps, cut.num_stages, (),
+        9 * (C // cut.BO) * (C // cut.BI) * cut.parts, images + 36 * C * C * (cut.parts + 1), flops, steps,
+    )  # fmt: skip
+

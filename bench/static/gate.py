@@ -1,0 +1,74 @@
+"""What is wrong with a kernel, told from its machine code."""
+
+from .assembly import Facts
+from .case import Case
+from .roofline import DEVICES, predicted
+
+
+def violations(case: Case, facts: Facts, recorded: dict | None = None) -> list[str]:
+    """All that speaks against the kernel, in words; empty if nothing does.
+
+    Args:
+        recorded: Its facts when they were last found good, by the same compiler; None to compare with nothing.
+    """
+    found = [
+        *_spills(facts),
+        *_memory(case, facts),
+        *(_matrix(case, facts) if case.flops else []),
+        *_prediction(case, facts),
+        *(_worse_than(recorded, facts) if recorded else []),
+    ]
+    return [f"{case.key}: {words}" for words in found]
+
+
+def _spills(facts: Facts):
+    if facts.stack:
+        yield f"{facts.stack} bytes of stack"
+    if facts.spills:
+        yield f"{facts.spills} loads and stores of spilled registers"
+
+
+def _memory(case: Case, facts: Facts):
+    if facts.shared > DEVICES[case.arch].shared - 1024:
+        yield f"{facts.shared} bytes of shared memory, more than the {DEVICES[case.arch].name} has"
+    if facts.wide < case.wide:
+        yield f"{facts.wide} accesses of 16 bytes, expected at least {case.wide}; {facts.narrow} narrower ones"
+
+
+def _matrix(case: Case, facts: Facts):
+    if not facts.matrix:
+        yield "no matrix instruction in the main loop"
+    if case.arch < 90:
+        return
+    if facts.from_registers:
+        yield f"{facts.from_registers} wgmma with an operand in registers"
+    if facts.serialized:
+        yield "wgmma are serialized: each waits for the one before it"
+    if not facts.accelerated:
+        yield "no load by the tensor memory accelerator"
+    if facts.loop_ldsm:
+        yield f"{facts.loop_ldsm} LDSM in the main loop"
+
+
+def _prediction(case: Case, facts: Facts):
+    if case.excuse:
+        return
+    p = predicted(case, facts)
+    if p.roofline_us and p.ratio > case.budget:
+        yield f"predicted {p.predicted_us:.0f} us, {p.ratio:.2f} of its roofline, bound by {p.bound}"
+    if case.bytes and not case.flops and p.issue_us > 0.85 * p.memory_us:
+        yield f"issue slots take {p.issue_us:.0f} us of {p.memory_us:.0f} us of memory traffic"
+
+
+def _worse_than(recorded: dict, facts: Facts):
+    # a few registers come and go with the compiler's mood
+    allowed = {
+        "registers": recorded["registers"] + 8,
+        "shared": recorded["shared"],
+        "loop": recorded["loop"] * 1.1,
+        "instructions": recorded["instructions"] * 1.1,
+        "narrow": recorded["narrow"],
+    }
+    for name, bound in allowed.items():
+        if getattr(facts, name) > bound:
+            yield f"{name} rose from {recorded[name]} to {getattr(facts, name)}"
