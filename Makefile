@@ -4,7 +4,7 @@ BIN := .venv/bin
 # threads that wait give way: on a machine with other work, spinning ones slow training a hundredfold
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: train test test-slow clean
+.PHONY: train test test-slow kernels-static clean
 
 # teacher, student, guided student, on the digits that come with fastdgl
 train: .venv/installed
@@ -18,6 +18,10 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# compile the kernels for A100 and H100 without either, and judge the machine code
+kernels-static: .venv/installed
+	$(BIN)/python -m bench.static
 
 # torch first and by itself: what depends on it must find it installed, or pip fetches another build
 .venv/installed: setup.py pyproject.toml constraints.txt

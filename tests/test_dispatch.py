@@ -1,4 +1,5 @@
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -55,6 +56,20 @@ def test_the_fastest_runs_unless_told_otherwise(able):
     assert chosen("reference") is slow and chosen("triton") is fast
 
 
+def test_the_fastest_may_be_interpreted_where_the_choice_by_itself_leaves_that_alone(interpreted):
+    assert chosen("auto") is slow and chosen("fastest") is fast
+
+
+@pytest.mark.parametrize("confirmed", [False, True], ids=["unconfirmed", "confirmed"])
+def test_kernels_run_by_themselves_once_a_gpu_of_the_kind_has_confirmed_them(monkeypatch, confirmed):
+    monkeypatch.setattr(_dispatch, "why_not", lambda name, x: None)
+    monkeypatch.setattr(_dispatch, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(_dispatch, "CONFIRMED", frozenset({"sm_90"} if confirmed else {"sm_80"}))
+    on_a_gpu = SimpleNamespace(is_cuda=True, device="cuda:0")
+    assert dispatch(on_a_gpu, None, triton=fast, reference=slow) is (fast if confirmed else slow)
+    assert dispatch(on_a_gpu, "fastest", triton=fast, reference=slow) is fast
+
+
 def test_the_spellings_of_other_codebases_are_understood(able):
     assert chosen("cuda") is fast
     assert chosen("ref") is slow
@@ -98,7 +113,7 @@ def test_an_empty_environment_variable_says_nothing(able, monkeypatch):
 
 
 def test_unknown_names_are_refused_wherever_they_come_from(monkeypatch):
-    with pytest.raises(ValueError, match="impl='fast': expected one of 'auto', 'reference'"):
+    with pytest.raises(ValueError, match="impl='fast': expected one of 'auto', 'fastest', 'reference'"):
         chosen("fast")
     with pytest.raises(ValueError, match="implementation='fast': expected one of"), implementation("fast"):
         pass

@@ -83,7 +83,7 @@ def launch(*command, **environment) -> str:
     bin_folder = Path(sys.executable).parent
     path = os.pathsep.join([str(bin_folder), os.environ["PATH"]])
     python_path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300,
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600, cwd=ROOT,
                             env=os.environ | {"PATH": path, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"} | environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
@@ -538,3 +538,33 @@ class TestBadInput:
     def test_config_and_resume_exclude_each_other(self, arguments):
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 2 and "either --config FILE or --resume RUN_FOLDER" in result.output
+
+
+@pytest.mark.slow
+def test_training_through_the_interpreted_kernels_gives_the_references_losses(tmp_path):
+    write_images(tmp_path / "images.zip", {f"{i}.png": Image.new("RGB", (8, 8), (i, 9 * i, 255 - i)) for i in range(8)})
+    config = tmp_path / "tiny.yaml"
+    model = {"resolution": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8, "num_fp16_res": 0}
+    config.write_text(dump(TINY | {"outdir": str(tmp_path / "runs"), "images": {"path": str(tmp_path / "images.zip"), "workers": 0},
+                                   "model": model, "train": TINY["train"] | {"batch": 4, "kimg": 0.008, "tick_kimg": 0.004}}))
+    for implementation in ("reference", "fastest"):
+        launch(sys.executable, SCRIPT, "--config", config, f"name={implementation}", TRITON_INTERPRET="1", FASTDGL_IMPL=implementation)
+    reference, kernels = (statistics(tmp_path / "runs" / name) for name in ("00000-reference", "00001-fastest"))
+    for expected, got in zip(reference, kernels, strict=True):
+        for name in expected:
+            if name.startswith("Loss/"):
+                assert got[name]["mean"] == pytest.approx(expected[name]["mean"], rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_on_two_cpu_ranks_as_the_readme_says(tmp_path):
+    output = launch("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "fastdgl/train.py", "--config", "configs/quickstart.yaml",
+                    f"outdir={tmp_path}", "train.kimg=0.256")
+    assert "2 rank(s)" in output and [run.name for run in sorted(tmp_path.iterdir())] == [
+        "00000-digits-teacher", "00001-digits-student", "00002-digits-guided"]
+
+
+def test_what_the_readmes_link_to_is_there():
+    for readme in (ROOT / "README.md", ROOT / "kernels" / "README.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", readme.read_text()):
+            assert target.startswith("http") or (readme.parent / target).exists(), f"{readme}: {target}"

@@ -10,7 +10,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-NAMES = ("auto", "reference", "triton", "cudnn")
+from ._tuning import architecture
+
+NAMES = ("auto", "fastest", "reference", "triton", "cudnn")
+
+# architectures on which a GPU has shown the kernels to be right; on others "auto" leaves them alone
+CONFIRMED: frozenset[str] = frozenset()
 
 # what NVIDIA's operators call them
 SPELLINGS = {"cuda": "auto", "ref": "reference"}
@@ -33,7 +38,8 @@ def implementation(name: str) -> Iterator[None]:
     It holds for this thread or task only, and for calls that do not name an `impl` of their own.
 
     Args:
-        name: "reference", "triton", "cudnn", or "auto" for the fastest an operator has.
+        name: "reference", "triton", "cudnn"; "auto" for the fastest that is known to be right where it runs;
+            "fastest" for the fastest that can run at all.
     """
     token = _chosen.set(_canonical(name, "implementation"))
     try:
@@ -47,7 +53,8 @@ def dispatch(x: Tensor, impl: str | None, **implementations: Callable) -> Callab
 
     Asked in this order: the argument `impl`, the surrounding `implementation(...)`, the environment
     variable FASTDGL_IMPL, "auto". A name asked for and not to be had is an error, never a substitute.
-    "auto" takes the first that is able, without a word: all of them compute the same function.
+    "auto" and "fastest" take the first that is able, without a word: all of them compute the same function. "auto"
+    passes over what no GPU of the kind has confirmed, and what would be interpreted.
 
     Backward never asks again: it runs on threads of its own, where the surrounding choice does not hold.
 
@@ -58,9 +65,10 @@ def dispatch(x: Tensor, impl: str | None, **implementations: Callable) -> Callab
     """
     name, source = _wanted(impl)
     operator = implementations["reference"].__name__
-    if name != "auto" and name not in implementations:
+    if name not in ("auto", "fastest", *implementations):
         raise ValueError(f"{source}={name!r}: {operator} has no such implementation, it has {_listed(implementations)}")
-    taken = name if name != "auto" else next(n for n in implementations if why_not_by_itself(n, x) is None)
+    obstacle = {"auto": why_not_by_itself, "fastest": why_not}.get(name)
+    taken = next(n for n in implementations if obstacle(n, x) is None) if obstacle else name
     if _explaining.get():
         raise _Explanation(_explanation(x, operator, name, source, taken, implementations))
     if reason := why_not(taken, x):
@@ -100,9 +108,13 @@ def why_not(name: str, x: Tensor) -> str | None:
 def why_not_by_itself(name: str, x: Tensor) -> str | None:
     """The reason "auto" does not take the implementation for `x`, or None if it may."""
     reason = why_not(name, x)
-    if reason is None and name != "reference" and not x.is_cuda:
+    if reason is not None or name == "reference":
+        return reason
+    if not x.is_cuda:
         return f"it is on {x.device}, where Triton is interpreted and slow: to be had by name only"
-    return reason
+    if architecture(x.device) not in CONFIRMED:
+        return f"no GPU of its kind ({architecture(x.device)}) has confirmed it yet: to be had by name, or as 'fastest'"
+    return None
 
 
 def why_not_triton(device: torch.device) -> str | None:
@@ -136,8 +148,8 @@ class _Explanation(Exception):
 
 
 def _explanation(x: Tensor, operator: str, name: str, source: str, taken: str, names: Iterable[str]) -> str:
-    reasons = {n: why_not(n, x) if n == name else why_not_by_itself(n, x) for n in names}
-    wish = '"auto" takes the first that is able' if name == "auto" else f"{source}={name!r} leaves no choice"
+    reasons = {n: why_not_by_itself(n, x) if name == "auto" else why_not(n, x) for n in names}
+    wish = f'"{name}" takes the first that is able' if name in ("auto", "fastest") else f"{source}={name!r} leaves no choice"
     verb = "runs" if reasons[taken] is None else "cannot run"
     lines = [f"{operator} {verb} as {taken!r} on x of shape {tuple(x.shape)}, {x.dtype}, {x.device}; {wish}"]
     lines += [f"  {n}: {'able' if reason is None else reason}" for n, reason in reasons.items()]
