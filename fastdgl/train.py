@@ -261,7 +261,7 @@ def resolved(config: Config, finished: dict[str, Path]) -> Config:
 def newest_run(config: Config, stage: str) -> Path:
     """The folder of the newest run of another stage of the same file that has left a snapshot."""
     description = config.model_copy(update={"stage": stage}).description
-    runs = sorted(folder for folder in Path(config.outdir).glob(f"*-{description}") 
+    runs = sorted(folder for folder in Path(config.outdir).glob(f"*-{description}")
                   if folder.name.removesuffix(f"-{description}").isdigit() and any(folder.glob(checkpoints.SNAPSHOT_PATTERN)))
     if not runs:
         raise CheckpointError(f"{STAGE_PREFIX}{stage}: no run of that stage in {config.outdir}; run it first")
