@@ -36,7 +36,7 @@ class Facts:
         wide: Global loads and stores of 16 bytes, or by the tensor memory accelerator.
         narrow: Other global loads and stores.
         matrix: Matrix instructions in the loop.
-        from_registers: wgmma whose first operand is in registers ("RS"): known to be miscompiled, see KERNELS 0.2.
+        from_registers: wgmma whose first operand is in registers ("RS"): known to be miscompiled by Triton up to 3.6 (its issue 9433).
         serialized: Whether every wgmma of the loop waits for the one before it.
         loop_ldsm: Loads from shared memory into registers for matrix instructions, in the loop.
         accelerated: Loads by the tensor memory accelerator.

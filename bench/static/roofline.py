@@ -12,7 +12,7 @@ from .case import Case
 
 @dataclass(frozen=True)
 class Device:
-    """An architecture. Rates of the H100 as KERNELS.md has them, of the A100 from its datasheet; none measured by us."""
+    """An architecture. Rates of the H100 rounded from measurements by others, of the A100 from its datasheet; none measured by us."""
 
     name: str
     multiprocessors: int
