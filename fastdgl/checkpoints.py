@@ -162,10 +162,10 @@ def check_same_images(snapshot: Snapshot, dataset: ImageDataset) -> None:
                             ("classes", "c_dim", c_dim)):
         if theirs[key] != ours:
             raise CheckpointError(f"{snapshot.path}: was trained with {name} {theirs[key]}, this run has {ours}; they must agree")
-    if snapshot.classes and dataset.classes and list(snapshot.classes) != list(dataset.classes):
-        i = next(i for i, (a, b) in enumerate(zip(snapshot.classes, dataset.classes)) if a != b)
-        raise CheckpointError(f"{snapshot.path}: its class {i} is {snapshot.classes[i]!r}, this run's is {dataset.classes[i]!r}; "
-                              f"pack the images again with the classes in the same order")
+    for i, (theirs, ours) in enumerate(zip(snapshot.classes or (), dataset.classes or ())):
+        if theirs != ours:
+            raise CheckpointError(f"{snapshot.path}: its class {i} is {theirs!r}, this run's is {ours!r}; "
+                                  f"pack the images again with the classes in the same order")
 
 
 def save_checkpoint(root: Path, engines: Mapping[str, Engine], state: Mapping[str, Any], seen: int, keep: int) -> None:

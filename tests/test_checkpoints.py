@@ -230,4 +230,6 @@ def test_says_which_class_stands_in_another_place(path):
 
 def test_a_teacher_of_the_same_images_is_welcome(path):
     check_same_images(open_snapshot(path), images_like(classes=("cat", "dog", "owl")))
+    # a name more, of a class that has no image
+    check_same_images(open_snapshot(path), images_like(classes=("cat", "dog", "owl", "yak")))
     check_same_images(open_snapshot(path), images_like(16, 3, CLASSES))
