@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -10,3 +11,11 @@ if not torch.cuda.is_available():
 
 # makes torch.empty return NaN, so that holes in a result are seen
 torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@pytest.fixture
+def triton(monkeypatch):
+    """For tests that run kernels."""
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE, every_format, on_device
 from fastdgl_kernels import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
 from numerics import (
     assert_as_accurate,
@@ -172,23 +173,9 @@ def test_fused_leaky_relu_layer_keeps_the_names_of_its_state():
 
 # The kernels, on a GPU where there is one, else in Triton's interpreter.
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:]
 )
-every_format = pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "NHWC"])
-
-
-@pytest.fixture
-def triton(monkeypatch):
-    pytest.importorskip("triton")
-    if DEVICE == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-
-def on_device(*shape, seed=0, dtype=torch.float32, channels_last=False):
-    x = normal(*shape, seed=seed, dtype=dtype).to(DEVICE)
-    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
 
 
 def away_from_corners(x, b, f):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE, every_format, on_device
 from fastdgl_kernels import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 from fastdgl_kernels.resampling.geometry import Resample, parse_padding, parse_scaling
 from numerics import (
@@ -274,22 +275,6 @@ def test_setup_filter_says_what_is_wrong(f, arguments, words):
 
 
 # The kernels, on a GPU where there is one, else in Triton's interpreter.
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-every_format = pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "NHWC"])
-
-
-@pytest.fixture
-def triton(monkeypatch):
-    pytest.importorskip("triton")
-    if DEVICE == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-
-def on_device(*shape, seed=0, dtype=torch.float32, channels_last=False):
-    x = normal(*shape, seed=seed, dtype=dtype).to(DEVICE)
-    return x.contiguous(memory_format=torch.channels_last) if channels_last else x
-
 
 @pytest.mark.parametrize("case", golden_cases("upfirdn2d"), ids=golden_id)
 def test_kernels_agree_with_the_recorded_numbers(triton, case):
