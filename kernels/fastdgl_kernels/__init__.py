@@ -4,6 +4,7 @@ from ._dispatch import explain, implementation
 from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
 from .convolution import conv2d_resample
 from .modulation import modulated_conv2d, modulated_conv2d_bias_act
+from .normalization import scale_shift_act
 from .resampling import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "implementation",
     "modulated_conv2d",
     "modulated_conv2d_bias_act",
+    "scale_shift_act",
     "setup_filter",
     "upfirdn2d",
     "upsample2d",

@@ -12,7 +12,7 @@ from ..convolution.algebra import arranged, plan
 from ..convolution.layout import dense
 from ..convolution.op import check_output, parse_factor, whole_padding
 from ..resampling.geometry import Padding, Pair, parse_padding
-from ..resampling.op import check_filter, check_image, filter_size
+from ..resampling.op import check_filter, check_image, check_kind, filter_size
 from . import reference
 from .algebra import Layer, Tail
 
@@ -226,7 +226,7 @@ def _check_bias(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             f"bias must have one entry per output channel: expected shape {tuple(weight.shape[:1])}, "
             f"got {tuple(bias.shape)}"
         )
-    _check_kind(x, bias, "bias")
+    check_kind(x, bias, "bias")
 
 
 def _check_weight(x: Tensor, weight: Tensor) -> None:
@@ -237,7 +237,7 @@ def _check_weight(x: Tensor, weight: Tensor) -> None:
             f"weight must take the {x.shape[1]} channels of x: "
             f"expected [O, {x.shape[1]}, h, w], got shape {tuple(weight.shape)}"
         )
-    _check_kind(x, weight, "weight")
+    check_kind(x, weight, "weight")
 
 
 def _check_styles(x: Tensor, styles: Tensor) -> None:
@@ -246,7 +246,7 @@ def _check_styles(x: Tensor, styles: Tensor) -> None:
             f"styles must have one entry per sample and channel of x: "
             f"expected shape {tuple(x.shape[:2])}, got {tuple(styles.shape)}"
         )
-    _check_kind(x, styles, "styles")
+    check_kind(x, styles, "styles")
 
 
 def _check_noise(x: Tensor, noise: Tensor | None, size: Pair) -> None:
@@ -257,11 +257,4 @@ def _check_noise(x: Tensor, noise: Tensor | None, size: Pair) -> None:
         raise ValueError(
             f"noise must have shape {(N, 1, H, W)}, {(1, 1, H, W)} or {(H, W)}, got {tuple(noise.shape)}"
         )
-    _check_kind(x, noise, "noise")
-
-
-def _check_kind(x: Tensor, t: Tensor, name: str) -> None:
-    if not t.is_floating_point():
-        raise TypeError(f"{name} must be of a floating point dtype, got {t.dtype}")
-    if t.device != x.device:
-        raise ValueError(f"{name} must be on the device of x: expected {x.device}, got {t.device}")
+    check_kind(x, noise, "noise")

@@ -196,6 +196,14 @@ def check_filter(f: Tensor | None, x: Tensor, name: str = "f") -> None:
         raise ValueError(f"{name} must be on the device of x: expected {x.device}, got {f.device}")
 
 
+def check_kind(x: Tensor, t: Tensor, name: str) -> None:
+    """Refuse what cannot be calculated with together with `x`; its dtype may be another floating point one."""
+    if not t.is_floating_point():
+        raise TypeError(f"{name} must be of a floating point dtype, got {t.dtype}")
+    if t.device != x.device:
+        raise ValueError(f"{name} must be on the device of x: expected {x.device}, got {t.device}")
+
+
 def _kind(f) -> str:
     return f"one of {f.dtype}" if isinstance(f, Tensor) else type(f).__name__
 

@@ -1,0 +1,133 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from fastdgl_kernels import scale_shift_act
+from numerics import assert_as_accurate, assert_close, assert_same_derivatives, normal
+from torch.autograd import gradcheck, gradgradcheck
+
+every_act = pytest.mark.parametrize("act", ["linear", "relu"])
+every_factor = pytest.mark.parametrize("up", [1, 2], ids=["same", "up"])
+own_or_shared = pytest.mark.parametrize("own", [True, False], ids=["own", "shared"])
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:]
+)
+
+
+def textbook(x, scale, shift, act="relu", up=1):
+    """One step after another; pixels are repeated along one axis and then along the other."""
+    one = [-1, x.shape[1], 1, 1]
+    y = x * scale.to(x.dtype).reshape(one) + shift.to(x.dtype).reshape(one)
+    y = torch.where(y > 0, y, 0 * y) if act == "relu" else y
+    return y.repeat_interleave(up, 2).repeat_interleave(up, 3)
+
+
+def made(*shape, own=True, dtype=torch.float64):
+    """x, scale and shift, such that nothing lies next to the corner of relu: it would fall on either side of it."""
+    few = shape[:2] if own else shape[1:2]
+    x, scale, shift = normal(*shape, dtype=dtype), normal(*few, seed=1, dtype=dtype), normal(*few, seed=2, dtype=dtype)
+    scale = torch.where(scale.abs() < 0.2, 0.7, scale)
+    near = textbook(x.double(), scale.double(), shift.double(), "linear").abs() < 0.05
+    moved = (1 - shift.double()) / scale.double()
+    return [torch.where(near, moved.expand(shape[:2])[:, :, None, None], x.double()).to(dtype), scale, shift]
+
+
+@own_or_shared
+@every_act
+@every_factor
+def test_is_scale_shift_activation_and_repeated_pixels(own, act, up):
+    assert_same_derivatives(
+        lambda *t: scale_shift_act(*t, act=act, up=up), lambda *t: textbook(*t, act, up), made(2, 3, 5, 4, own=own)
+    )
+
+
+@own_or_shared
+@every_factor
+def test_derivatives_are_those_of_the_function(own, up):
+    tensors = [t.requires_grad_() for t in made(2, 2, 2, 3, own=own)]
+    assert gradcheck(lambda *t: scale_shift_act(*t, up=up), tensors)
+    assert gradgradcheck(lambda *t: scale_shift_act(*t, up=up), tensors)
+
+
+@every_dtype
+@every_factor
+def test_is_as_accurate_as_one_step_after_another(dtype, up):
+    x, *masters = made(2, 3, 5, 4, dtype=dtype)
+    masters = [t.float() for t in masters]
+    # second derivatives by x alone: the fp32 masters leave those by scale and shift to chance
+    assert_as_accurate(
+        lambda x: scale_shift_act(x, *(t.to(torch.promote_types(t.dtype, x.dtype)) for t in masters), up=up),
+        lambda x: textbook(x, *masters, up=up),
+        [x],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+def test_16_bit_images_have_fp32_gradients_of_their_fp32_scale_and_shift(dtype):
+    tensors = made(2, 3, 8, 8, dtype=dtype)
+
+    def gradients(images, wide):
+        inputs = [t.to(images if i == 0 else wide).requires_grad_() for i, t in enumerate(tensors)]
+        y = scale_shift_act(*inputs)
+        assert y.dtype == images
+        return torch.autograd.grad(y, inputs, normal(*y.shape, seed=9, dtype=dtype).to(images))
+
+    for got, expected in zip(gradients(dtype, torch.float32)[1:], gradients(torch.float64, torch.float64)[1:]):
+        assert got.dtype == torch.float32
+        assert_close(got.double(), expected, tolerance=8 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["batch", "running"])
+def test_makes_a_batch_norm(training):
+    x, weight, bias = made(4, 3, 5, 4, own=False)
+    mean, var = normal(3, seed=3), normal(3, seed=4).square()
+
+    def norm(x, weight, bias):
+        v, m = torch.var_mean(x, [0, 2, 3], correction=0) if training else (var, mean)
+        scale = weight * (v + 1e-5).rsqrt()
+        return scale_shift_act(x, scale, bias - m * scale, act="linear")
+
+    assert_same_derivatives(
+        norm, lambda x, w, b: F.batch_norm(x, mean.clone(), var.clone(), w, b, training, eps=1e-5), [x, weight, bias]
+    )
+
+
+@every_factor
+def test_memory_format_is_kept(up):
+    x, scale, shift = made(2, 3, 5, 7)
+    assert scale_shift_act(x, scale, shift, up=up).is_contiguous()
+    y = scale_shift_act(x.contiguous(memory_format=torch.channels_last), scale, shift, up=up)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_caller_keeps_his_tensors():
+    tensors = made(2, 3, 4, 4)
+    before = [t.clone() for t in tensors]
+    scale_shift_act(*tensors)
+    assert all(torch.equal(t, b) for t, b in zip(tensors, before))
+
+
+@own_or_shared
+@every_factor
+def test_empty_batch_gives_an_empty_result(own, up):
+    few = [0, 3] if own else [3]
+    assert scale_shift_act(normal(0, 3, 4, 5), normal(*few), normal(*few), up=up).shape == (0, 3, 4 * up, 5 * up)
+
+
+X, SCALE = torch.zeros(2, 3, 5, 5), torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        (dict(x=X[0]), ValueError, r"x must be \[N, C, H, W\]"),
+        (dict(scale=SCALE[:2]), ValueError, r"scale must .* expected shape \(3,\) or \(2, 3\), got \(2,\)"),
+        (dict(shift=SCALE.expand(3, 3)), ValueError, r"shift must .* got \(3, 3\)"),
+        (dict(shift=SCALE.int()), TypeError, "shift must be of a floating point dtype, got torch.int32"),
+        (dict(scale=SCALE.to("meta")), ValueError, "scale must be on the device of x"),
+        (dict(act="gelu"), ValueError, "act='gelu': expected one of 'linear', 'relu'"),
+        (dict(up=3), ValueError, "up must be 1 or 2, got 3"),
+    ],
+)
+def test_says_what_is_wrong(arguments, error, words):
+    with pytest.raises(error, match=words):
+        scale_shift_act(**{"x": X, "scale": SCALE, "shift": SCALE, **arguments})
