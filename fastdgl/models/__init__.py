@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import stylegan2
+from . import biggan, stylegan2
 
 # family -> (generator, discriminator)
 FAMILIES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "stylegan2": (stylegan2.Generator, stylegan2.Discriminator),
+    "biggan": (biggan.Generator, biggan.Discriminator),
 }
 
 

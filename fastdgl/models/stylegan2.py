@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastdgl_kernels import bias_act, modulated_conv2d, setup_filter, upsample2d
 
 from .layers import RESAMPLE_TAPS, Conv2dLayer, FullyConnectedLayer, MinibatchStdLayer, normalize_2nd_moment
+from .precision import Fp32Buffers, at_precision
 
 NOISE_MODES = ("random", "const", "none")
 
@@ -38,7 +39,7 @@ def channels_at(resolution: int, channel_base: int, channel_max: int, fraction: 
     return int(channels)
 
 
-class MappingNetwork(nn.Module):
+class MappingNetwork(Fp32Buffers):
     """z, and a class, to w: fully connected layers on the unit hypersphere, and the running mean of w.
 
     Args:
@@ -59,14 +60,6 @@ class MappingNetwork(nn.Module):
             setattr(self, f"fc{i}", layer)
         if w_avg_beta is not None:
             self.register_buffer("w_avg", torch.zeros(w_dim))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MappingNetwork":
-        # a mean that moves by half a percent stands still in 16 bits: it stays fp32 where `bfloat16()` casts the network
-        w_avg = self._buffers.get("w_avg")
-        super()._apply(fn, recurse)
-        if w_avg is not None:
-            self.w_avg = w_avg.to(self.w_avg.device)
-        return self
 
     def forward(self, z: Tensor | None, c: Tensor | None = None, truncation_psi: float = 1.0,
                 truncation_cutoff: int | None = None, update_w_avg: bool = False) -> Tensor:
@@ -181,12 +174,6 @@ class SynthesisBlock(nn.Module):
         x = self.conv1(x, next(w), noise_mode, normal)
         rgb = self.torgb(x, next(w)).float()
         return x, rgb if image is None else upsample2d(image, self.resample_filter) + rgb
-
-
-def at_precision(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in `dtype`; channels_last but for fp32 on a GPU, which is how the fast kernels, and a CPU, want it."""
-    memory_format = torch.preserve_format if dtype == torch.float32 and x.is_cuda else torch.channels_last
-    return x.to(dtype=dtype, memory_format=memory_format)
 
 
 def block_dtype(resolution: int, img_resolution: int, num_fp16_res: int, low_precision: torch.dtype) -> torch.dtype:
