@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastdgl_kernels import bias_act, modulated_conv2d, setup_filter, upsample2d
+from fastdgl_kernels import modulated_conv2d_bias_act, setup_filter, upsample2d
 
 from .layers import RESAMPLE_TAPS, Conv2dLayer, FullyConnectedLayer, MinibatchStdLayer, normalize_2nd_moment
 from .precision import Fp32Buffers, at_precision
@@ -122,9 +122,9 @@ class SynthesisLayer(nn.Module):
             noise = normal([len(x), 1, self.resolution, self.resolution], device=x.device) * self.noise_strength
         elif noise_mode == "const":
             noise = self.noise_const * self.noise_strength
-        x = modulated_conv2d(x, self.weight, styles, noise=noise, up=self.up, padding=1,
-                             resample_filter=self.resample_filter, flip_weight=self.up == 1)
-        return bias_act(x, self.bias.to(x.dtype), act="lrelu", clamp=self.conv_clamp)
+        return modulated_conv2d_bias_act(x, self.weight, styles, noise, self.bias, up=self.up, padding=1,
+                                         resample_filter=self.resample_filter, flip_weight=self.up == 1,
+                                         act="lrelu", clamp=self.conv_clamp)
 
 
 class ToRGBLayer(nn.Module):
@@ -140,8 +140,8 @@ class ToRGBLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:                    # [N, I, H, W], [N, w_dim] -> [N, O, H, W]
         styles = self.affine(w) * self.weight_gain
-        x = modulated_conv2d(x, self.weight, styles, demodulate=False)
-        return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
+        return modulated_conv2d_bias_act(x, self.weight, styles, bias=self.bias, demodulate=False, act="linear",
+                                         clamp=self.conv_clamp)
 
 
 class SynthesisBlock(nn.Module):
