@@ -41,14 +41,14 @@ class Snapshot:
 
     arguments: `{"G": ..., "D": ...}`, what `models.generator` and `models.discriminator` take.
     seen: Real images shown to D until then.
-    classes: Names of the classes in their order, where the training set gave them.
+    class_names: Of class 0, 1, ..., where the training set gave them.
     """
 
     path: Path
     family: str
     arguments: Mapping[str, Mapping[str, Any]]
     seen: int
-    classes: Sequence[str] | None
+    class_names: Sequence[str] | None
 
     def network(self, name: str, **changes: Any) -> nn.Module:
         """The network `name`, one of G, D, G_ema, in eval mode on the CPU.
@@ -88,7 +88,7 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
     tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous()
                for name, network in networks.items() for key, value in network.state_dict().items()}
     c_dim = dataset.label_dim
-    header = {"format": FORMAT, "family": config.model.family, "seen": seen, "classes": dataset.classes,
+    header = {"format": FORMAT, "family": config.model.family, "seen": seen, "classes": dataset.class_names,
               "G": config.model.generator_arguments(c_dim), "D": config.model.discriminator_arguments(c_dim),
               "config": configs.to_dict(config)}
     temporary = path.with_name(path.name + ".tmp")
@@ -162,7 +162,7 @@ def check_same_images(snapshot: Snapshot, dataset: ImageDataset) -> None:
                             ("classes", "c_dim", c_dim)):
         if theirs[key] != ours:
             raise CheckpointError(f"{snapshot.path}: was trained with {name} {theirs[key]}, this run has {ours}; they must agree")
-    for i, (theirs, ours) in enumerate(zip(snapshot.classes or (), dataset.classes or ())):
+    for i, (theirs, ours) in enumerate(zip(snapshot.class_names or (), dataset.class_names or ())):
         if theirs != ours:
             raise CheckpointError(f"{snapshot.path}: its class {i} is {theirs!r}, this run's is {ours!r}; "
                                   f"pack the images again with the classes in the same order")

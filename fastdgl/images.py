@@ -286,9 +286,9 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"`fastdgl dataset --resolution {resolution}` on the originals"
             )
         self._labels = self._read_labels() if labels else np.zeros([len(self.image_names), 0], np.float32)
-        self._classes = labels and self._labels.ndim == 1
-        self.label_dim = int(self._labels.max()) + 1 if self._classes else self._labels.shape[1]
-        self.classes = class_names(self.files) if self._classes else None
+        by_class = self._labels.ndim == 1
+        self.class_names = class_names(self.files) if by_class else None
+        self.label_dim = self._count_classes() if by_class else self._labels.shape[1]
 
     def __len__(self) -> int:
         return len(self.image_names) * (2 if self.mirror else 1)
@@ -306,11 +306,16 @@ class ImageDataset(torch.utils.data.Dataset):
     def label(self, i: int) -> np.ndarray:
         """The label of image `i`, `float32 [label_dim]`; of a class, one-hot."""
         label = self._labels[range(len(self))[i] % len(self.image_names)]
-        return self._one_hot(label[None])[0] if self._classes else label.copy()
+        if self._labels.ndim == 2:
+            return label.copy()
+        one_hot = np.zeros(self.label_dim, np.float32)
+        one_hot[label] = 1
+        return one_hot
 
     def all_labels(self) -> np.ndarray:
-        """The labels of all images, flipped ones not counted: `float32 [images, label_dim]`."""
-        return self._one_hot(self._labels) if self._classes else self._labels.copy()
+        """The labels of all images, flipped ones not counted, as they were recorded: `int64 [images]` of classes below
+        `label_dim`, or `float32 [images, label_dim]` of vectors."""
+        return self._labels.copy()
 
     def _pixels(self, name: str) -> np.ndarray:
         image = open_image(self.files.read(name))
@@ -336,10 +341,16 @@ class ImageDataset(torch.utils.data.Dataset):
         labels = [recorded[name] for name in self.image_names]
         return np.array(labels, np.float32 if isinstance(labels[0], list) else np.int64)
 
-    def _one_hot(self, classes: np.ndarray) -> np.ndarray:
-        one_hot = np.zeros([len(classes), self.label_dim], np.float32)
-        one_hot[np.arange(len(classes)), classes] = 1
-        return one_hot
+    def _count_classes(self) -> int:
+        """As many as have names, where there are names."""
+        highest = int(self._labels.argmax())
+        count = int(self._labels[highest]) + 1
+        if self.class_names is not None and count > len(self.class_names):
+            raise DatasetError(
+                f"dataset.json in {self.files.path} gives {self.image_names[highest]} the label {count - 1} and names "
+                f"{len(self.class_names)} classes, expected a label from 0 to {len(self.class_names) - 1}; correct it there"
+            )
+        return count if self.class_names is None else len(self.class_names)
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:

@@ -5,6 +5,7 @@ depend on how many ranks carry it, at the price of drawing noise that other rank
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,15 +14,18 @@ class Latents:
 
     Args:
         seed: Of the run; the same on all ranks.
-        labels: `[K, c_dim]`, the labels of the training set, from which classes are drawn with their frequency.
+        labels: Of the training set, from which they are drawn with their frequency: `int64 [K]` of classes, or
+            `float32 [K, c_dim]` of vectors.
+        c_dim: How many classes there are; vectors tell it themselves.
         rank, world_size: This rank takes samples rank, rank + world_size, ... of each batch, as it does of the images.
     """
 
-    def __init__(self, seed: int, labels: Tensor, device: torch.device, rank: int = 0, world_size: int = 1):
+    def __init__(self, seed: int, labels: Tensor, device: torch.device, rank: int = 0, world_size: int = 1,
+                 c_dim: int | None = None):
         self.generator = torch.Generator(device).manual_seed(seed)
         # decisions that choose code are drawn on the host: they cost no synchronisation there
         self.host_generator = torch.Generator().manual_seed(seed)
-        self.labels = labels.to(device)
+        self.labels, self.c_dim = labels.to(device), c_dim
         self.device, self.rank, self.world_size = device, rank, world_size
 
     def share(self, batch: Tensor) -> Tensor:
@@ -38,7 +42,8 @@ class Latents:
     def classes(self, N: int) -> Tensor:
         """Labels `[N, c_dim]` of N samples, drawn from the training set."""
         chosen = torch.randint(len(self.labels), [N * self.world_size], generator=self.generator, device=self.device)
-        return self.share(self.labels[chosen])
+        drawn = self.share(self.labels[chosen])
+        return F.one_hot(drawn, self.c_dim).float() if drawn.ndim == 1 else drawn
 
     def mixing_cutoff(self, num_ws: int, probability: float) -> int:
         """The layer at which style mixing changes to a second z; `num_ws` for no mixing. One for the whole batch."""

@@ -68,7 +68,8 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     allow_tf32(config.engine.allow_tf32)
     dataset = open_images(config)
     student = assemble(config, dataset, run, resumed=resumed is not None)
-    latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size)
+    latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size,
+                      dataset.label_dim)
     progress = Progress(seen=student.start_images)
     if resumed is not None:
         resume(student, latents, progress, checkpoints.newest_checkpoint(resumed), carried_by(config, run))

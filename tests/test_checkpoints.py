@@ -23,12 +23,12 @@ CONFIG = configs.from_dict({
 CLASSES = 3
 
 
-def images_like(resolution=16, channels=3, label_dim=CLASSES, classes=None):
+def images_like(resolution=16, channels=3, label_dim=CLASSES, class_names=None):
     """What checkpoints asks of a training set."""
-    return SimpleNamespace(resolution=resolution, channels=channels, label_dim=label_dim, classes=classes)
+    return SimpleNamespace(resolution=resolution, channels=channels, label_dim=label_dim, class_names=class_names)
 
 
-IMAGES = images_like(classes=("cat", "dog", "owl"))
+IMAGES = images_like(class_names=("cat", "dog", "owl"))
 
 
 def make_networks(seed=0):
@@ -224,12 +224,12 @@ def test_says_that_a_teacher_is_of_other_images(path, ours, said):
 
 
 def test_says_which_class_stands_in_another_place(path):
-    others = images_like(classes=("cat", "owl", "dog"))
+    others = images_like(class_names=("cat", "owl", "dog"))
     assert "its class 1 is 'dog', this run's is 'owl'" in sentence(check_same_images, open_snapshot(path), others)
 
 
 def test_a_teacher_of_the_same_images_is_welcome(path):
-    check_same_images(open_snapshot(path), images_like(classes=("cat", "dog", "owl")))
+    check_same_images(open_snapshot(path), images_like(class_names=("cat", "dog", "owl")))
     # a name more, of a class that has no image
-    check_same_images(open_snapshot(path), images_like(classes=("cat", "dog", "owl", "yak")))
+    check_same_images(open_snapshot(path), images_like(class_names=("cat", "dog", "owl", "yak")))
     check_same_images(open_snapshot(path), images_like(16, 3, CLASSES))

@@ -29,7 +29,7 @@ def snapshots(tmp_path_factory):
         D = models.discriminator("stylegan2", config.model.discriminator_arguments(c_dim))
         paths[name] = folder / name / "network-snapshot-000001.safetensors"
         paths[name].parent.mkdir()
-        images = SimpleNamespace(label_dim=c_dim, classes=None)
+        images = SimpleNamespace(label_dim=c_dim, class_names=None)
         checkpoints.save_snapshot(paths[name], {"G": G, "D": D, "G_ema": average}, config, images, 1000)
     return paths
 

@@ -47,7 +47,7 @@ def train(config: configs.Config, run) -> dict[str, dict[str, torch.Tensor]]:
     """The parts before and after some iterations with both regularizers."""
     dataset = ImageDataset("digits", labels=True)
     student = assemble(config, dataset, run, resumed=False)
-    latents = Latents(0, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size)
+    latents = Latents(0, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size, dataset.label_dim)
     N = config.train.batch // run.world_size
     gan, loss = student.gan, config.loss
     began = parts(gan)

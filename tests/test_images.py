@@ -124,7 +124,7 @@ def test_mirror_doubles_the_set_and_flips_the_second_half(tmp_path):
         np.testing.assert_array_equal(mirrored[10 + i][0], plain[i][0][:, :, ::-1])
         np.testing.assert_array_equal(mirrored[10 + i][1], plain[i][1])
     assert mirrored[10][0].flags["C_CONTIGUOUS"]
-    assert mirrored.all_labels().shape == (10, 10)
+    assert mirrored.all_labels().shape == (10,)
 
 
 def test_accepts_the_resolution_the_images_have(tmp_path):
@@ -134,12 +134,12 @@ def test_accepts_the_resolution_the_images_have(tmp_path):
 # labels
 
 
-def test_classes_become_one_hot(tmp_path):
+def test_classes_are_kept_as_they_are_and_become_one_hot_one_by_one(tmp_path):
     path = write(tmp_path / "set", image_files(3) | {"dataset.json": labelled([2, 0, 2])})
     dataset = ImageDataset(path, labels=True)
     expected = np.array([[0, 0, 1], [1, 0, 0], [0, 0, 1]], np.float32)
-    assert dataset.label_dim == 3 and dataset.all_labels().dtype == np.float32
-    np.testing.assert_array_equal(dataset.all_labels(), expected)
+    assert dataset.label_dim == 3 and dataset.all_labels().dtype == np.int64
+    np.testing.assert_array_equal(dataset.all_labels(), [2, 0, 2])
     for i in range(3):
         assert dataset.label(i).dtype == np.float32
         np.testing.assert_array_equal(dataset.label(i), expected[i])
@@ -165,7 +165,26 @@ def test_changing_a_label_does_not_change_the_dataset(tmp_path):
 def test_labels_follow_names_and_not_their_order_in_the_file(tmp_path):
     entries = [["00000\\img00000001.png", 1], ["elsewhere.png", 5], ["00000/img00000000.png", 0]]
     path = write(tmp_path / "set", image_files(2) | {"dataset.json": json.dumps({"labels": entries}).encode()})
-    np.testing.assert_array_equal(ImageDataset(path, labels=True).all_labels(), np.eye(2))
+    np.testing.assert_array_equal(ImageDataset(path, labels=True).all_labels(), [0, 1])
+
+
+def named(classes, labels) -> bytes:
+    return json.dumps(json.loads(labelled(labels)) | {"classes": classes}).encode()
+
+
+def test_there_are_as_many_classes_as_names(tmp_path):
+    path = write(tmp_path / "set", image_files(2) | {"dataset.json": named(["cat", "dog", "owl"], [0, 1])})
+    dataset = ImageDataset(path, labels=True)
+    assert dataset.class_names == ("cat", "dog", "owl") and dataset.label_dim == 3
+    np.testing.assert_array_equal(dataset[1][1], [0, 1, 0])
+
+
+def test_says_that_a_label_is_beyond_the_named_classes(tmp_path):
+    path = write(tmp_path / "set", image_files(2) | {"dataset.json": named(["cat", "dog"], [0, 2])})
+    words = "dataset.json in .* gives 00000/img00000001.png the label 2 and names 2 classes, expected a label from 0 to 1"
+    with pytest.raises(DatasetError, match=words) as error:
+        ImageDataset(path, labels=True)
+    sentence(error)
 
 
 def test_without_labels_dataset_json_is_not_opened(tmp_path):
@@ -388,7 +407,7 @@ def test_a_forked_process_opens_the_zip_for_itself(tmp_path):
 def test_digits_come_with_the_package():
     dataset = ImageDataset("digits", labels=True, resolution=32)
     assert (dataset.name, dataset.channels, dataset.label_dim, len(dataset)) == ("digits", 1, 10, 5000)
-    np.testing.assert_array_equal(dataset.all_labels().sum(0), [500] * 10)
+    np.testing.assert_array_equal(np.bincount(dataset.all_labels()), [500] * 10)
     assert dataset_path("digits").stat().st_size < 2_000_000
 
 

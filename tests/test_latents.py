@@ -33,6 +33,13 @@ def test_shares_of_classes_interleave_to_the_whole(ranks):
     assert torch.equal(interleaved(shares), latents().classes(16))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_classes_kept_by_index_are_drawn_as_their_vectors_are(ranks):
+    by_index = Latents(0, LABELS.argmax(dim=1), CPU, ranks - 1, ranks, c_dim=4).classes(16)
+    assert by_index.dtype == torch.float32
+    assert torch.equal(by_index, torch.nn.functional.pad(latents(rank=ranks - 1, ranks=ranks).classes(16), (0, 1)))
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_sequence_of_draws_is_shared_too(ranks):
     def sequence(source, N):

@@ -263,7 +263,8 @@ def test_folders_become_classes_by_sorted_name(tmp_path):
     dataset = ImageDataset(tmp_path / "packed.zip", labels=True)
     assert report.classes == (("cat", 1), ("dog", 2))
     assert report.skipped == (("stray.png", "is in no class folder"),)
-    assert dataset.all_labels().argmax(1).tolist() == [0, 1, 1]
+    assert dataset.all_labels().tolist() == [0, 1, 1]
+    assert dataset.class_names == ("cat", "dog")
     np.testing.assert_array_equal(dataset[1][0], np.asarray(noise(2)).transpose(2, 0, 1))    # dog/b before dog/deep/a
     assert json.loads(dataset.files.read("dataset.json"))["classes"] == ["cat", "dog"]
 
