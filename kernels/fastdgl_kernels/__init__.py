@@ -3,6 +3,7 @@
 from ._dispatch import explain, implementation
 from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
 from .convolution import conv2d_resample
+from .filtered_activation import filtered_lrelu
 from .modulation import modulated_conv2d, modulated_conv2d_bias_act
 from .normalization import scale_shift_act
 from .resampling import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
@@ -15,6 +16,7 @@ __all__ = [
     "downsample2d",
     "explain",
     "filter2d",
+    "filtered_lrelu",
     "fused_leaky_relu",
     "implementation",
     "modulated_conv2d",

@@ -45,7 +45,7 @@ def bias_act(
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020;
     clamping from "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020.
     """
-    _check(x, b, dim, act, clamp)
+    check_arguments(x, b, dim, act, clamp)
     run = dispatch(x, impl, triton=_triton, reference=reference.bias_act)
     activation = activation_funcs[act]
     alpha = activation.def_alpha if alpha is None else float(alpha)
@@ -218,7 +218,8 @@ def _aligned(r: Tensor | None, *others: Tensor) -> tuple[Tensor | None, ...]:
     return r, *(in_order_of(t, r) for t in others)
 
 
-def _check(x: Tensor, b: Tensor | None, dim: int, act: str, clamp: float | None) -> None:
+def check_arguments(x: Tensor, b: Tensor | None, dim: int, act: str, clamp: float | None) -> None:
+    """Refuse what `bias_act` cannot take."""
     if act not in activation_funcs:
         raise ValueError(f"act={act!r}: expected one of {', '.join(map(repr, activation_funcs))}")
     if not x.is_floating_point():

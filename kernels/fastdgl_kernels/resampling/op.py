@@ -92,7 +92,7 @@ def upfirdn2d(
     resample = Resample(
         parse_scaling(up, "up"), parse_scaling(down, "down"), parse_padding(padding), bool(flip_filter), float(gain)
     )
-    _check_output(x, filter_size(f), resample)
+    check_output(x.shape, filter_size(f), resample)
     run = dispatch(x, impl, triton=_triton, reference=reference.upfirdn2d)
     return run(x, f, resample)
 
@@ -208,10 +208,12 @@ def _kind(f) -> str:
     return f"one of {f.dtype}" if isinstance(f, Tensor) else type(f).__name__
 
 
-def _check_output(x: Tensor, taps: Pair, resample: Resample) -> None:
-    width, height = resample.output_size((x.shape[3], x.shape[2]), taps)
+def check_output(shape: Sequence[int], taps: Pair, resample: Resample) -> Pair:
+    """Width and height of what comes of images `[N, C, H, W]` of `shape`; refused where nothing does."""
+    width, height = resample.output_size((shape[3], shape[2]), taps)
     if width < 1 or height < 1:
         raise ValueError(
-            f"the output would be empty: x of shape {tuple(x.shape)}, with up={resample.up} and "
+            f"the output would be empty: x of shape {tuple(shape)}, with up={resample.up} and "
             f"padding={resample.padding}, is smaller than the filter of {taps[0]} x {taps[1]} taps"
         )
+    return width, height

@@ -1,0 +1,111 @@
+"""The public door of filtered_lrelu, and what it keeps for its derivatives."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import sqrt
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .._dispatch import dispatch
+from ..activation import bias_act
+from ..activation.op import check_arguments
+from ..resampling import upfirdn2d
+from ..resampling.geometry import Resample, parse_padding, parse_scaling
+from ..resampling.op import check_filter, check_image, check_output, filter_size
+from . import reference
+
+
+def filtered_lrelu(
+    x: Tensor,
+    fu: Tensor | None = None,
+    fd: Tensor | None = None,
+    b: Tensor | None = None,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    gain: float = sqrt(2),
+    slope: float = 0.2,
+    clamp: float | None = None,
+    flip_filter: bool = False,
+    impl: str | None = None,
+) -> Tensor:
+    """Leaky ReLU at a higher sampling rate, so that the new frequencies it makes do not alias: StyleGAN3's activation.
+
+        y = downsample(clamp(gain * leaky_relu(upsample(x + b))))
+
+    Differentiable any number of times with respect to `x` and `b`. Only these two are kept for it: the images at the
+    higher rate are made again when a derivative is asked for.
+
+    Args:
+        x: `[N, C, H, W]`.
+        fu: The filter that upsamples, `[h, w]` or `[taps]`, see `setup_filter`; None for none.
+        fd: The filter that downsamples; likewise.
+        b: `[C]`, of the dtype of `x`; None adds nothing.
+        up: Factor, or `[x, y]`. The images keep their brightness.
+        down: Factor, or `[x, y]`.
+        padding: For the upsampled image: a number, `[x, y]`, or `[x before, x after, y before, y after]`.
+        gain: Scale, before the clamp.
+        slope: For negative inputs.
+        clamp: Bound on the magnitude at the higher rate, >= 0; None for no bound.
+        flip_filter: False to convolve with the filters, True to correlate.
+        impl: "triton" (the kernels of `bias_act` and `upfirdn2d`, in turn), "reference", or None for the one in force.
+
+    Returns:
+        `[N, C, H', W']`, of the dtype and memory format of `x`.
+
+    Source: Karras et al., "Alias-Free Generative Adversarial Networks", NeurIPS 2021, section 3 and appendix D.
+    """
+    check_image(x)
+    check_filter(fu, x, "fu")
+    check_filter(fd, x, "fd")
+    check_arguments(x, b, 1, "lrelu", clamp)
+    up, down, flip = parse_scaling(up, "up"), parse_scaling(down, "down"), bool(flip_filter)
+    # the inserted zeros are to be made up for
+    upsample = Resample(up, (1, 1), parse_padding(padding), flip, float(up[0] * up[1]))
+    downsample = Resample((1, 1), down, (0, 0, 0, 0), flip)
+    size = check_output(x.shape, filter_size(fu), upsample)
+    check_output((*x.shape[:2], *size[::-1]), filter_size(fd), downsample)
+    run = dispatch(x, impl, triton=_triton, reference=reference.filtered_lrelu)
+    clamp = None if clamp is None else float(clamp)
+    run = partial(run, fu=fu, fd=fd, up=upsample, down=downsample, slope=float(slope), gain=float(gain), clamp=clamp)
+    return _Remade.apply(x, b, run)
+
+
+def _triton(
+    x: Tensor,
+    b: Tensor | None,
+    fu: Tensor | None,
+    fd: Tensor | None,
+    up: Resample,
+    down: Resample,
+    slope: float,
+    gain: float,
+    clamp: float | None,
+) -> Tensor:
+    x = upfirdn2d(bias_act(x, b, impl="triton"), fu, up.up, 1, up.padding, up.flip_filter, up.gain, impl="triton")
+    x = bias_act(x, None, 1, "lrelu", slope, gain, clamp, impl="triton")
+    return upfirdn2d(x, fd, 1, down.down, 0, down.flip_filter, impl="triton")
+
+
+class _Remade(Function):
+    """run(x, b), which keeps nothing but x and b: backward runs it again, and differentiates that."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, b: Tensor | None, run: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+        ctx.save_for_backward(x, b)
+        ctx.run = run
+        return run(x, b)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        again = torch.is_grad_enabled()
+        inputs = [t if again or t is None else t.detach() for t in ctx.saved_tensors]
+        with torch.enable_grad():
+            # views of their own: b may depend on x, or the other way round, and that path is not this node's
+            inputs = [t.view_as(t) if again else t.requires_grad_() for t in inputs if t is not None]
+            y = ctx.run(*inputs, *[None] * (2 - len(inputs)))
+        of = [t for t, wanted in zip(inputs, ctx.needs_input_grad) if wanted]
+        gradients = iter(torch.autograd.grad(y, of, dy, create_graph=again))
+        return *(next(gradients) if wanted else None for wanted in ctx.needs_input_grad[:2]), None
