@@ -271,6 +271,7 @@ def check_arguments(c_dim: int, img_resolution: int, img_channels: int, ch: int,
         raise ValueError(f"sn_eps={sn_eps}: expected a number above 0")
 
 
-def check_classes(c: Tensor, N: int, c_dim: int) -> None:
-    if list(c.shape) != [N, c_dim]:
-        raise ValueError(f"c must be one-hot classes [{N}, {c_dim}], one per sample, got {list(c.shape)}")
+def check_classes(c: Tensor | None, N: int, c_dim: int) -> None:
+    shape = None if c is None else list(c.shape)
+    if shape != [N, c_dim]:
+        raise ValueError(f"c must be one-hot classes [{N}, {c_dim}], one per sample, got {shape}")

@@ -33,7 +33,8 @@ def macs(network: nn.Module, *inputs: Tensor | None) -> int:
         nonlocal total
         total += layer.product_macs(*output.shape[2:])
 
-    ghost = copy.deepcopy(network).to("meta")
+    # in evaluation no layer looks for other ranks
+    ghost = copy.deepcopy(network).to("meta").eval()
     for layer in ghost.modules():
         if isinstance(getattr(layer, "weight", None), nn.Parameter):
             layer.register_forward_hook(count)
