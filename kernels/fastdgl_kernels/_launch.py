@@ -1,41 +1,100 @@
 """Launching Triton kernels: compiled once, held, and started on the device of their tensors."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar, copy_context
+
 import torch
 import triton
 from torch import Tensor
 
-# kernels by everything Triton specialises on, so that a hit is the very binary Triton would pick:
-# its own look-up takes 10 to 17 us a launch, a held kernel 3
+# kernels by everything Triton specialises on, so that a hit is the very binary Triton would pick
 _held: dict[tuple, object] = {}
 
+# called in place of a launch, as take(kernel, arguments, num_warps, num_stages)
+_taker: ContextVar[Callable | None] = ContextVar("fastdgl_kernels taker of launches", default=None)
 
-def launch(kernel: triton.JITFunction, programs: int, *arguments, num_warps: int = 4) -> None:
+_no_switch = nullcontext()
+
+
+def launch(
+    kernel: triton.JITFunction, programs: int | tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 3
+) -> None:
     """Run `programs` programs of a kernel.
 
     Args:
         kernel: A `@triton.jit` function.
-        programs: Number of programs, along the first axis of the grid; nothing runs for 0.
-        arguments: All the kernel's, compile-time ones included, in its order. The first tensor names the device.
+        programs: Number of programs, along each axis of the grid if there are several; nothing runs for 0.
+        arguments: All the kernel's in its order, the compile-time ones last. The first is a tensor, and names the
+            device; None is a tensor left out.
         num_warps: Of 32 threads, per program.
+        num_stages: Steps of a loop that are under way at once.
     """
-    if programs == 0:
+    grid = (programs, 1, 1) if isinstance(programs, int) else (*programs, 1, 1)[:3]
+    if 0 in grid:
         return
-    grid = (programs, 1, 1)
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    take = _taker.get()
+    if take is not None:
+        take(kernel, arguments, num_warps, num_stages)
+        return
+    device = arguments[0].device
     if device.type == "cpu":
-        kernel[grid](*arguments, num_warps=num_warps)
+        kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages)
         return
-    key = (kernel, device.index, num_warps, *map(_specialisation, arguments, kernel.params))
-    with torch.cuda.device(device):
+    key = (kernel.fn, device.index, num_warps, num_stages, *specialisation(kernel, arguments))
+    with _no_switch if device.index == torch.cuda.current_device() else torch.cuda.device(device):
         held = _held.get(key)
-        if held is not None:
-            held[grid](*arguments)
+        if held is None:
+            options = dict(num_warps=num_warps, num_stages=num_stages)
+            _held[key] = copy_context().run(_with_scratch, kernel[grid], *arguments, **options)
+        elif held.metadata.global_scratch_size:
+            copy_context().run(_with_scratch, held[grid], *arguments)
         else:
-            _held[key] = kernel[grid](*arguments, num_warps=num_warps)
+            held[grid](*arguments)
 
 
-def _specialisation(argument, parameter):
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    # at run time a float is just passed; an int of 1, divisible by 16 or beyond 32 bits makes a kernel of its own
-    return float if isinstance(argument, float) and not parameter.is_constexpr else argument
+@contextmanager
+def launches_to(take: Callable) -> Iterator[None]:
+    """Hand over the launches inside to `take(kernel, arguments, num_warps, num_stages)` instead of running them."""
+    token = _taker.set(take)
+    try:
+        yield
+    finally:
+        _taker.reset(token)
+
+
+def specialisation(kernel: triton.JITFunction, arguments: tuple) -> tuple:
+    """What of the arguments makes a kernel of its own: no coarser than Triton, which does not go by the value of every
+    integer.
+
+    Of a tensor, its dtype and whether it begins at a multiple of 16 bytes; of a float at run time, nothing; of what is
+    known at compile time, the value. The types count for themselves, as 1, 1.0 and True are equal.
+    """
+    n = kernel.constexprs[0]
+    return (
+        arguments[n:],
+        tuple(map(type, arguments)),
+        *[
+            (a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else None if type(a) is float else a
+            for a in arguments[:n]
+        ],
+    )
+
+
+def _with_scratch(start: Callable, *arguments, **options):
+    """Start a kernel that makes descriptors, in a context that may be lost: the caller's own allocator stays in force.
+
+    Set at each launch, as each thread of a backward has a context of its own.
+    """
+    triton.set_allocator(_scratch)
+    return start(*arguments, **options)
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory for the descriptors that kernels make.
+
+    It may be let go as soon as the kernel is under way: it belongs to the current stream, on which the kernel runs, so
+    whoever is given it next comes after the kernel. While a CUDA graph is captured, it comes from the graph's own pool,
+    which lives as long as the graph, and the same order of the stream holds in every replay.
+    """
+    return torch.empty(size, dtype=torch.int8, device="cuda")

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._launch import launch
 from ..convolution.layout import is_channels_last
 
 # elements of a tile: 16 for each of 128 threads
@@ -163,8 +164,7 @@ def forward(
     N, C, P, layout = _sizes(u)
     d, noise, bias = _contiguous(d, noise, bias)
     grid = (triton.cdiv(P, layout["BP"]), triton.cdiv(C, layout["BC"]), N)
-    with torch.cuda.device_of(u):
-        _forward[grid](u, d, noise, bias, y, C, P, _stride(noise), alpha, gain, clamp, **layout)
+    launch(_forward, grid, u, d, noise, bias, y, C, P, _stride(noise), alpha, gain, clamp, *layout.values())
     return y
 
 
@@ -192,11 +192,11 @@ def backward(
     sum_gu = y.new_empty([N, chunks, C], dtype=wide) if of_d else None
     dnoise = y.new_empty([N, blocks, P], dtype=wide) if of_noise else None
     if y.numel() > 0:
-        with torch.cuda.device_of(y):
-            _backward[chunks, blocks, N](
-                dy, y, d, noise, bias, du, sum_g, sum_gu, dnoise, C, P, _stride(noise), alpha, gain, clamp,
-                **layout, STEPS=STEPS,
-            )  # fmt: skip
+        launch(
+            _backward, (chunks, blocks, N),
+            dy, y, d, noise, bias, du, sum_g, sum_gu, dnoise, C, P, _stride(noise), alpha, gain, clamp,
+            *layout.values(), STEPS,
+        )  # fmt: skip
     return (
         du,
         sum_gu.sum(1) if of_d else None,
@@ -216,8 +216,7 @@ def scale_backward(
     xs = torch.empty_like(x) if again else None
     ds = x.new_empty([N, chunks, C], dtype=torch.promote_types(x.dtype, torch.float32)) if of_s else None
     if x.numel() > 0:
-        with torch.cuda.device_of(x):
-            _scale_backward[chunks, blocks, N](t, x, s, dx, xs, ds, C, P, **layout, STEPS=STEPS)
+        launch(_scale_backward, (chunks, blocks, N), t, x, s, dx, xs, ds, C, P, *layout.values(), STEPS)
     return dx, ds.sum(1) if of_s else None, xs
 
 
