@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._launch import launch
 from .._tuning import architecture
 
 
@@ -172,19 +173,12 @@ def _run(x, w, O, transposed, d, noise, bias, alpha, gain, clamp, blocks):
     t = blocks or tile(H, W, O, architecture(x.device))
     y = torch.empty([N, O, H, W], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     noise_stride = 0 if noise is None or len(noise) == 1 else H * W
-    grid = (N * triton.cdiv(H, t.BH) * triton.cdiv(W, t.BW) * (O // t.BO),)
-    with torch.cuda.device_of(x):
-        triton.set_allocator(_scratch)
-        _forward[grid](
-            x, w, d, noise, bias, y, N, H, W, int(w.ndim == 5), noise_stride, I, O, alpha, gain, clamp,
-            transposed, **t.blocks, num_warps=t.num_warps, num_stages=t.num_stages,
-        )  # fmt: skip
+    launch(
+        _forward, N * triton.cdiv(H, t.BH) * triton.cdiv(W, t.BW) * (O // t.BO),
+        x, w, d, noise, bias, y, N, H, W, int(w.ndim == 5), noise_stride, I, O, alpha, gain, clamp,
+        transposed, *t.blocks.values(), num_warps=t.num_warps, num_stages=t.num_stages,
+    )  # fmt: skip
     return y
-
-
-def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory for the descriptors that kernels make. Triton forgets who gave it from thread to thread: set at each launch."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 @dataclass(frozen=True)
@@ -247,9 +241,8 @@ def weight_gradient(x: Tensor, dy: Tensor, blocks: Split | None = None) -> Tenso
     boxes = triton.cdiv(N, c.BN) * (H // c.BH) * (W // c.BW)
     steps = triton.cdiv(boxes, c.parts)
     partial = torch.empty([c.parts, O, 3, 3, I], dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        triton.set_allocator(_scratch)
-        _weight_gradient[9 * (O // c.BO) * (I // c.BI), c.parts](
-            x, dy, partial, N, steps, H, W, I, O, **c.blocks, num_warps=c.num_warps, num_stages=c.num_stages
-        )
+    launch(
+        _weight_gradient, (9 * (O // c.BO) * (I // c.BI), c.parts),
+        x, dy, partial, N, steps, H, W, I, O, *c.blocks.values(), num_warps=c.num_warps, num_stages=c.num_stages,
+    )  # fmt: skip
     return partial.sum(0).permute(0, 3, 1, 2)
