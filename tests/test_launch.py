@@ -1,4 +1,4 @@
-"""The launcher over a driver of pretence, in a process of its own: here, kernels are interpreted."""
+"""The launcher and the warm-up over a driver of pretence, in a process of their own: here, kernels are interpreted."""
 
 import os
 import subprocess
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).with_name("cases_launch.py")
+TESTS = Path(__file__).parent
 
 
-def test_held_kernels():
+def test_kernels_are_held_and_warmed_up():
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", CASES]
-    run = subprocess.run(command, cwd=CASES.parents[1], env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    cases = [TESTS / "cases_launch.py", TESTS / "cases_warm_up.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *cases]
+    run = subprocess.run(command, cwd=TESTS.parent, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout

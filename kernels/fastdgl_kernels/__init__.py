@@ -1,6 +1,7 @@
 """The operators of style-based GANs. They need PyTorch and nothing else of this repository."""
 
 from ._dispatch import explain, implementation
+from ._warm_up import warm_up
 from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
 from .convolution import conv2d_resample
 from .filtered_activation import filtered_lrelu
@@ -25,4 +26,5 @@ __all__ = [
     "setup_filter",
     "upfirdn2d",
     "upsample2d",
+    "warm_up",
 ]

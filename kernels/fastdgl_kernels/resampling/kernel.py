@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._launch import launch
@@ -396,7 +397,9 @@ def _factors(f: Tensor | None) -> tuple[Tensor, Tensor] | None:
     if found is None or found[0] != version:
         if f.is_cuda and torch.cuda.is_current_stream_capturing():
             return None
-        found = _separated[f] = (version, _separate(f))
+        # even where whoever watches PyTorch lets nothing be computed (see `warm_up`)
+        with _disable_current_modes():
+            found = _separated[f] = (version, _separate(f))
     return found[1]
 
 
