@@ -30,6 +30,16 @@ assert "fastdgl_kernels" not in sys.modules
 """
 
 
+SIDE_BY_SIDE = """
+import fastdgl_kernels, torch
+import host.third_party.gan_ops as copy
+x = torch.randn(2, 3, 8, 8)
+for ops, namespace in ((fastdgl_kernels, "fastdgl_kernels"), (copy, "host__third_party__gan_ops")):
+    traced = getattr(torch.ops, namespace).bias_act
+    assert torch.equal(traced(x, act="relu"), ops.bias_act(x, act="relu"))
+"""
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_nothing_but_torch_numpy_and_itself(file):
     allowed = set(sys.stdlib_module_names) | {"torch", "numpy", "triton"}
@@ -43,13 +53,21 @@ def test_imports_nothing_but_torch_numpy_and_itself(file):
             assert node.level <= depth, "reaches out of the package"
 
 
-def test_a_copy_under_another_name_works(tmp_path):
-    shutil.copytree(PACKAGE, tmp_path / "host/third_party/gan_ops", ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+def run_beside_a_copy(folder, code, **environment):
+    shutil.copytree(PACKAGE, folder / "host/third_party/gan_ops", ignore=shutil.ignore_patterns("__pycache__"))
+    others = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     run = subprocess.run(
-        [sys.executable, "-c", USE_OF_THE_COPY], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=folder, env=others | environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_a_copy_under_another_name_works(tmp_path):
+    run_beside_a_copy(tmp_path, USE_OF_THE_COPY)
+
+
+def test_a_copy_and_the_original_are_traced_side_by_side(tmp_path):
+    run_beside_a_copy(tmp_path, SIDE_BY_SIDE, PYTHONPATH=str(PACKAGE.parent))
 
 
 def test_all_public_names_are_there():

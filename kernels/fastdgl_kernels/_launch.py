@@ -30,7 +30,7 @@ def launch(
         num_warps: Of 32 threads, per program.
         num_stages: Steps of a loop that are under way at once.
     """
-    grid = (programs, 1, 1) if isinstance(programs, int) else (*programs, 1, 1)[:3]
+    grid = (*programs, 1, 1)[:3] if isinstance(programs, tuple) else (programs, 1, 1)
     if 0 in grid:
         return
     take = _taker.get()
@@ -51,6 +51,11 @@ def launch(
             copy_context().run(_with_scratch, held[grid], *arguments)
         else:
             held[grid](*arguments)
+
+
+def are_taken() -> bool:
+    """Whether launches are handed over instead of run."""
+    return _taker.get() is not None
 
 
 @contextmanager

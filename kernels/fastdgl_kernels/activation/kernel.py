@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
+from .._operators import opaque
 from .._tuning import architecture, tuned
 from .spec import Spec
 
@@ -249,6 +250,7 @@ def sum_kernel(parts, total, K, C, STEPS: tl.constexpr, ROWS: tl.constexpr, COLS
     tl.store(total + col, tl.sum(s, 0).to(total.dtype.element_ty), mask=col < C)
 
 
+@opaque()
 def forward(x: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
     """y = clamp(gain * act(x + b)), in the memory order of x, which has no gaps."""
     y = torch.empty_like(x)
@@ -263,6 +265,7 @@ def forward(x: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
     return y
 
 
+@opaque()
 def gradient(
     dy: Tensor, r: Tensor | None, b: Tensor | None, spec: Spec, *, total: bool, ddx: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:

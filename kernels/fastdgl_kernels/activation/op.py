@@ -6,11 +6,13 @@ from torch.autograd import Function
 
 from .._dispatch import dispatch
 from .._layout import in_order_of, without_gaps
+from .._operators import door
 from . import reference
 from .reference import activation_funcs
 from .spec import Spec
 
 
+@door
 def bias_act(
     x: Tensor,
     b: Tensor | None = None,

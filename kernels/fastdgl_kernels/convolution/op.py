@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .._dispatch import dispatch
+from .._operators import door
 from ..resampling import geometry
 from ..resampling.geometry import Padding, Pair, parse_padding, parse_scaling
 from ..resampling.op import check_filter, check_image, filter_size
@@ -12,6 +13,7 @@ from . import reference
 from .algebra import arranged
 
 
+@door
 def conv2d_resample(
     x: Tensor,
     w: Tensor,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._dispatch import dispatch
+from .._operators import door
 from ..activation import bias_act
 from ..activation.op import check_arguments
 from ..resampling import upfirdn2d
@@ -17,6 +18,7 @@ from ..resampling.op import check_filter, check_image, check_output, filter_size
 from . import reference
 
 
+@door
 def filtered_lrelu(
     x: Tensor,
     fu: Tensor | None = None,

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
+from .._operators import opaque
 from ..convolution.layout import is_channels_last
 
 # elements of a tile: 16 for each of 128 threads
@@ -146,6 +147,7 @@ def _scale_backward(
         tl.store(ds + partial, tl.sum(acc, axis=0), mask=c < C)
 
 
+@opaque()
 def forward(
     u: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None, alpha: float, gain: float, clamp: float | None
 ) -> Tensor:
@@ -173,6 +175,7 @@ def scale(x: Tensor, s: Tensor) -> Tensor:
     return forward(x, s, None, None, 1.0, 1.0, None)
 
 
+@opaque()
 def backward(
     dy: Tensor, y: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None,
     alpha: float, gain: float, clamp: float | None, *, of_u: bool, of_d: bool, of_noise: bool, of_bias: bool,
@@ -205,8 +208,9 @@ def backward(
     )
 
 
+@opaque()
 def scale_backward(
-    t: Tensor, x: Tensor, s: Tensor, *, of_x: bool, of_s: bool, again: bool
+    t: Tensor, x: Tensor, s: Tensor | None, *, of_x: bool, of_s: bool, again: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """For t, the gradient of x * s: the gradients of x and of s `[N, C]`, and x * s once more; those asked for."""
     N, C, P, layout = _sizes(x)

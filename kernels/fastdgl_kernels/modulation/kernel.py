@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
+from .._operators import opaque
 from .._tuning import architecture
 
 
@@ -144,6 +145,7 @@ def tile(H: int, W: int, O: int, arch: str = "sm_90") -> Tile:
     return Tile(min((128 if arch == "sm_80" else 256) // BW, high), BW, 64, 64, 4, 3)
 
 
+@opaque()
 def forward(
     x: Tensor, w: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None,
     alpha: float = 1.0, gain: float = 1.0, clamp: float | None = None, blocks: Tile | None = None,
@@ -161,6 +163,7 @@ def forward(
     return _run(x, w, w.shape[-4], False, d, noise, bias, alpha, gain, clamp, blocks)
 
 
+@opaque()
 def data_gradient(dy: Tensor, w: Tensor, blocks: Tile | None = None) -> Tensor:
     """The gradient of x `[N, I, H, W]`, from that of y `[N, O, H, W]` and the very weight of the forward."""
     return _run(dy, w, w.shape[-3], True, None, None, None, 1.0, 1.0, None, blocks)
@@ -231,6 +234,7 @@ def split(N: int, H: int, W: int, I: int, O: int, arch: str = "sm_90", pixels: i
     return Split(BN, BH, BW, BO, BI, min(range(1, min(PARTS, boxes) + 1), key=cost), 8 if large else 4)
 
 
+@opaque()
 def weight_gradient(x: Tensor, dy: Tensor, blocks: Split | None = None) -> Tensor:
     """The gradient of w `[O, I, 3, 3]`, fp32, channels last; the same bits every time.
 

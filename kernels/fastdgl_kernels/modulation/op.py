@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._dispatch import dispatch
+from .._operators import door
 from ..activation import activation_funcs, bias_act
 from ..convolution.algebra import arranged, plan
 from ..convolution.layout import dense
@@ -20,6 +21,7 @@ from .algebra import Layer, Tail
 SAME = plan((3, 3), 1, 1, (1, 1, 1, 1))
 
 
+@door
 def modulated_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -73,6 +75,7 @@ def modulated_conv2d(
     return run(x, weight, styles, noise, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight))
 
 
+@door
 def modulated_conv2d_bias_act(
     x: Tensor,
     weight: Tensor,

@@ -3,12 +3,14 @@
 from torch import Tensor
 
 from .._dispatch import dispatch
+from .._operators import door
 from ..resampling.op import check_image, check_kind
 from . import reference
 
 ACTS = ("linear", "relu")
 
 
+@door
 def scale_shift_act(
     x: Tensor, scale: Tensor, shift: Tensor, act: str = "relu", up: int = 1, impl: str | None = None
 ) -> Tensor:

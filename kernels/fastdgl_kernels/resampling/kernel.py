@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._launch import launch
+from .._operators import opaque
 from .._tuning import architecture, tuned
 from .geometry import Pair, Resample
 
@@ -246,6 +247,13 @@ class Tail:
     clamp: float | None = None
 
 
+def empty_output(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
+    """Room for `upfirdn2d` of these."""
+    size = resample.output_size((x.shape[3], x.shape[2]), (1, 1) if f is None else (f.shape[-1], f.shape[0]))
+    return x.new_empty([*x.shape[:2], *size[::-1]]).contiguous(memory_format=memory_format(x))
+
+
+@opaque(empty_output)
 def upfirdn2d(x: Tensor, f: Tensor | None, resample: Resample, tail: Tail | None = None) -> Tensor:
     """Insert zeros, pad or crop, filter, decimate; `[N, C, H', W']` in the memory format of x."""
     factors = _factors(f)

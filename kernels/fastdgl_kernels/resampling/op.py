@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._dispatch import dispatch
+from .._operators import door
 from . import geometry, reference
 from .geometry import Pair, Resample, parse_padding, parse_scaling
 
@@ -51,6 +52,7 @@ def setup_filter(
     return (f * gain ** (f.ndim / 2)).to(device)
 
 
+@door
 def upfirdn2d(
     x: Tensor,
     f: Tensor | None,

@@ -1,0 +1,163 @@
+"""Operators of PyTorch, for whoever traces them, as torch.compile does. Elsewhere these functions are called as they are.
+
+A door is taken apart again once gradients are traced; an opaque operator is not looked into. Both are needed: Dynamo reads
+Python, in which a choice of implementation is none of its business, and kernels are started from Python that must
+see tensors with numbers.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+# a copy of this package under another name has operators of its own
+NAMESPACE = __package__.replace(".", "__")
+
+TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    float | None: "float?",
+    str: "str",
+    str | None: "str?",
+    # [1] takes a number as well
+    int | Sequence[int]: "int[1]",
+    tuple[int, int]: "int[]",
+    tuple[int, int, int, int]: "int[]",
+}
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def door(function: Callable) -> Callable:
+    """A public operator that Dynamo does not look into, and all that comes after it does.
+
+    What is chosen inside, such as the implementation in force, is chosen when the call is compiled.
+
+    Args:
+        function: Its annotations are in `TYPES`; it returns one tensor.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    name = function.__name__
+    _library.define(f"{name}({', '.join(map(_declared, parameters))}) -> Tensor")
+    _library.impl(name, function, "CompositeImplicitAutograd")
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    @wraps(function)
+    def enter(*arguments, **keywords):
+        if torch.compiler.is_dynamo_compiling():
+            return operator(*arguments, **keywords)
+        return function(*arguments, **keywords)
+
+    return enter
+
+
+def opaque(output: Callable | None = None) -> Callable[[Callable], Callable]:
+    """Make a function that starts kernels one operator, which nobody looks into.
+
+    Its arguments are of `TYPES`, or records of such; others, None by default, cannot be given where it is traced. It
+    returns a tensor, or several, of which some may be None; none of them shares memory with what it was given.
+
+    Args:
+        output: Gives tensors like the function's from its arguments; None where the function itself does, less
+            its launches.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        return _opaque(function, output)
+
+    return decorate
+
+
+def _opaque(function: Callable, output: Callable | None) -> Callable:
+    signature = inspect.signature(function)
+    parameters = [p for p in signature.parameters.values() if p.annotation in TYPES or _parts(p.annotation)]
+    names = {p.name for p in parameters}
+    several = signature.return_annotation is not Tensor
+    name = "_".join([*function.__module__.removeprefix(__package__ + ".").split("."), function.__name__])
+    declared = ", ".join(_declared(flat) for p in parameters for flat in _flat_parameters(p))
+
+    def run(*numbers):
+        found = function(**_structured(parameters, numbers))
+        return [_placeholder(t) for t in found] if several else found
+
+    def fake(*numbers):
+        from ._launch import launches_to
+
+        with launches_to(lambda *call: None):
+            return run(*numbers) if output is None else output(**_structured(parameters, numbers))
+
+    tags = (torch.Tag.needs_exact_strides,)
+    _library.define(f"{name}({declared}) -> Tensor{'[]' if several else ''}", tags=tags)
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, run, key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    @wraps(function)
+    def call(*arguments, **keywords):
+        if not _traced():
+            return function(*arguments, **keywords)
+        bound = signature.bind(*arguments, **keywords)
+        bound.apply_defaults()
+        if others := [n for n in bound.arguments if n not in names and bound.arguments[n] is not None]:
+            raise NotImplementedError(f"{name} cannot be traced with {', '.join(others)}")
+        found = operator(*(flat for p in parameters for flat in _flat(p, bound.arguments[p.name])))
+        return tuple(None if t.dtype == torch.bool else t for t in found) if several else found
+
+    return call
+
+
+def _traced() -> bool:
+    """Whether someone looks at every operator, other than this package itself."""
+    from ._launch import are_taken
+
+    return torch._C._len_torch_dispatch_stack() > 0 and not are_taken()
+
+
+def _placeholder(t: Tensor | None) -> Tensor:
+    """What stands for None in a list of tensors; no kernel returns truth values."""
+    return torch.empty(0, dtype=torch.bool) if t is None else t
+
+
+def _declared(p: inspect.Parameter) -> str:
+    default = "" if p.default is p.empty else f"={_literal(p.default)}"
+    return f"{TYPES[p.annotation]} {p.name}{default}"
+
+
+def _literal(value) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _parts(annotation: type) -> dict[str, type]:
+    """The fields of a record, with their types; none of what is none."""
+    if is_dataclass(annotation):
+        return {field.name: field.type for field in fields(annotation)}
+    return inspect.get_annotations(annotation) if hasattr(annotation, "_fields") else {}
+
+
+def _flat_parameters(p: inspect.Parameter) -> list[inspect.Parameter]:
+    parts = _parts(p.annotation)
+    if not parts:
+        return [p.replace(default=p.empty)]
+    return [p.replace(name=f"{p.name}_{name}", annotation=kind, default=p.empty) for name, kind in parts.items()]
+
+
+def _flat(p: inspect.Parameter, value) -> list:
+    parts = _parts(p.annotation)
+    return [getattr(value, name) for name in parts] if parts else [value]
+
+
+def _structured(parameters: list[inspect.Parameter], numbers: tuple) -> dict:
+    """The arguments of which these are the parts."""
+    numbers = (tuple(n) if isinstance(n, list) else n for n in numbers)
+    arguments = {}
+    for p in parameters:
+        parts = _parts(p.annotation)
+        arguments[p.name] = p.annotation(*(next(numbers) for _ in parts)) if parts else next(numbers)
+    return arguments
