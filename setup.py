@@ -14,8 +14,10 @@ setup(
     install_requires=["torch", "numpy", "pyyaml", "pydantic>=2", "safetensors", "pillow>=10.1", "click", "tqdm", "psutil"],
     extras_require={
         "train": ["deepspeed", "tensorboard"],
+        # to read BigGAN-PyTorch's I128.hdf5
+        "hdf5": ["h5py"],
         # torch for CUDA brings triton along; the tests interpret the kernels without a GPU
-        "test": ["pytest", "pytest-benchmark", "triton>=3.6; platform_system == 'Linux'"],
+        "test": ["pytest", "pytest-benchmark", "h5py", "triton>=3.6; platform_system == 'Linux'"],
     },
     entry_points={"console_scripts": ["fastdgl = fastdgl.cli:main"]},
 )

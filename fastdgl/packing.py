@@ -1,6 +1,6 @@
-"""Making a dataset for training out of a folder or zip of arbitrary images: `fastdgl dataset`.
+"""Making a dataset for training out of arbitrary images: `fastdgl dataset`.
 
-Reading datasets is `images.py`.
+Reading datasets is `images/`.
 """
 
 import io
@@ -12,30 +12,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import click
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from fastdgl.images import (
-    SUFFIXES,
-    Archive,
-    DatasetError,
-    Folder,
-    cause,
-    decode,
-    is_hidden,
-    is_image,
-    is_power_of_two,
-    open_files,
-    open_image,
-    recorded_labels,
-)
+from .images import SUFFIXES, DatasetError, Source, cause, decode, is_power_of_two, open_source
+from .images.files import class_folder
+from .images.image_files import ImageFiles
+from .images.labels import recorded_class_names, recorded_labels
 
 CROPS = ("center", "none")
-LABELS = ("none", "folders", "json")
+LABELS = ("none", "folders", "json", "source")
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 SHOWN = 20  # skipped files in the printed report
 
@@ -50,7 +40,7 @@ class Packed:
     images: int
     enlarged: int                                   # of the images, those that were smaller than the resolution
     skipped: tuple[tuple[str, str], ...]            # name and reason, in the order met
-    classes: tuple[tuple[str, int], ...] = ()       # name and images of class 0, 1, ...; of labels by folder only
+    classes: tuple[tuple[str, int], ...] = ()       # name and images of class 0, 1, ..., where the classes have names
 
     def __str__(self) -> str:
         colour = {1: "grey", 3: "RGB"}[self.channels]
@@ -77,20 +67,21 @@ def pack(
     max_images: int | None = None,
     progress: bool = True,
 ) -> Packed:
-    """Make a dataset, `dest`, of the images anywhere below `source`.
+    """Make a dataset, `dest`, of the images of `source`.
 
     Each image is turned upright as its EXIF says, laid on white where it is transparent, reduced to 8 bits, cropped,
     resized (Lanczos) and stored as PNG; of several frames the first counts. Colour profiles are not applied.
     The same input gives the same bytes.
 
     Args:
-        source: A folder or zip. Hidden files are passed over in silence, every other that cannot be used is in the report.
+        source: A folder or zip with images anywhere below, CIFAR-10's binary files, or an HDF5 file. Hidden files are passed
+            over in silence, every other that cannot be used is in the report.
         dest: Must not exist. A zip if it ends in .zip, otherwise a folder.
         resolution: Side of the images in pixels, a power of two. Smaller images are enlarged, and counted.
         crop: "center" keeps the largest square in the middle; "none" skips what is not square.
         channels: 1 for grey, 3 for RGB. Default: grey if all images are.
         labels: "none"; "folders", where each folder directly below `source` is a class, numbered by sorted name;
-            or "json", which keeps the labels of the source's `dataset.json`.
+            "json", which keeps the labels of the source's `dataset.json`; or "source", those that training would take from there.
         max_images: Stop after this many images, taken in the order of their names.
         progress: Whether to show a progress bar.
 
@@ -99,30 +90,30 @@ def pack(
     dest = Path(dest)
     _check_choices(resolution, crop, channels, labels, max_images)
     _check_dest(dest)
-    files = open_files(source)
-    candidates, skipped = _candidates(files)
-    label_of, classes = _labelling(files, candidates, labels)
-    channels = channels or _common_channels(files, candidates)
+    images = open_source(source)
+    label_of, classes = _labelling(images, labels)
+    channels = channels or _common_channels(images)
 
+    skipped = [(name, f"its name does not end like an image's ({' '.join(SUFFIXES)})") for name in images.others]
     recorded, enlarged = [], 0
-    total = min(len(candidates), max_images or len(candidates))
+    total = min(len(images), max_images or len(images))
     with _written_whole(dest) as write, tqdm(total=total, unit="image", disable=not progress) as bar:
-        for name in candidates:
+        for i in range(len(images)):
             if len(recorded) == max_images:
                 break
             try:
-                label = label_of(name)
-                image = _upright(decode(open_image(files.read(name))))
+                label = label_of(i)
+                image = _upright(decode(images.image(i)))
                 png = _png(_resized(_converted(image, channels), resolution, crop))
             except DatasetError as error:
-                skipped.append((name, str(error)))
+                skipped.append((images.name(i), str(error)))
             else:
                 enlarged += min(image.size) < resolution
                 recorded.append([packed_name(len(recorded)), label])
                 write(recorded[-1][0], png)
             bar.update()
         if not recorded:
-            raise DatasetError(_nothing_usable(files.path, skipped))
+            raise DatasetError(_nothing_usable(images.path, skipped))
         write("dataset.json", _dataset_json(recorded, classes, labels))
     counts = Counter(label for _, label in recorded) if classes else {}
     return Packed(
@@ -151,13 +142,6 @@ def _check_dest(dest: Path):
         raise DatasetError(f"{dest.parent} is no folder: expected one to write {dest.name} into; create it first")
 
 
-def _candidates(files: Folder | Archive) -> tuple[list[str], list[tuple[str, str]]]:
-    """The names that end like an image's, and the rest with the reason against them."""
-    names = [name for name in files.names if not is_hidden(name) and name != "dataset.json"]
-    reason = f"its name does not end like an image's ({' '.join(SUFFIXES)})"
-    return [name for name in names if is_image(name)], [(name, reason) for name in names if not is_image(name)]
-
-
 def _nothing_usable(source: Path, skipped: list[tuple[str, str]]) -> str:
     if not skipped:
         return f"{source} holds no files: expected images; check the path"
@@ -165,16 +149,24 @@ def _nothing_usable(source: Path, skipped: list[tuple[str, str]]) -> str:
     return f"{source} holds nothing usable: {len(skipped)} files skipped, among them {name}: {reason}; nothing was written"
 
 
-def _labelling(files: Folder | Archive, candidates: list[str], labels: str) -> tuple[Callable, tuple[str, ...]]:
-    """A function from an image's name to its label, and the names of the classes where folders are classes."""
+def _labelling(source: Source, labels: str) -> tuple[Callable[[int], int | list[float] | None], tuple[str, ...]]:
+    """A function from an image's number to its label, and the names of the classes where they have names."""
+    if labels == "none":
+        return lambda i: None, ()
+    if labels == "source":
+        all_labels = source.labels()
+        return lambda i: all_labels.values[i].tolist(), all_labels.class_names or ()
+    if not isinstance(source, ImageFiles):
+        raise DatasetError(f"{source.path} holds no files that could have labels by {labels}: expected labels source, those it came with")
     if labels == "json":
-        recorded = recorded_labels(files)
-        return lambda name: _found(recorded, name, "has no label in dataset.json"), ()
-    if labels == "folders":
-        classes = tuple(sorted({_class_folder(name) for name in candidates} - {None}))
-        numbers = {name: i for i, name in enumerate(classes)}
-        return lambda name: _found(numbers, _class_folder(name), "is in no class folder"), classes
-    return lambda name: None, ()
+        recorded = recorded_labels(source.files)
+        by_class = isinstance(next(iter(recorded.values())), int)
+        classes = recorded_class_names(source.files) if by_class else None
+        return (lambda i: _found(recorded, source.name(i), "has no label in dataset.json")), classes or ()
+    folders = [class_folder(name) for name in source.image_names]
+    classes = tuple(sorted(set(folders) - {None}))
+    numbers = {name: i for i, name in enumerate(classes)}
+    return (lambda i: _found(numbers, folders[i], "is in no class folder")), classes
 
 
 def _found(labels: dict, key: str | None, otherwise: str) -> int | list[float]:
@@ -183,19 +175,14 @@ def _found(labels: dict, key: str | None, otherwise: str) -> int | list[float]:
     return labels[key]
 
 
-def _class_folder(name: str) -> str | None:
-    parts = PurePosixPath(name).parts
-    return parts[0] if len(parts) > 1 else None
-
-
-def _common_channels(files: Folder | Archive, candidates: list[str]) -> int:
+def _common_channels(source: Source) -> int:
     """1 if every image that opens is grey by its header, else 3; the first one in colour settles it."""
-    return 3 if any(_is_colour(files, name) for name in candidates) else 1
+    return 3 if any(_is_colour(source, i) for i in range(len(source))) else 1
 
 
-def _is_colour(files: Folder | Archive, name: str) -> bool:
+def _is_colour(source: Source, i: int) -> bool:
     try:
-        return open_image(files.read(name)).mode not in GREY_MODES
+        return source.image(i).mode not in GREY_MODES
     except DatasetError:
         return False
 
@@ -305,10 +292,12 @@ def _write_file(path: Path, data: bytes):
 @click.option("--labels", type=click.Choice(LABELS), default="none", show_default=True, help="Where the classes come from.")
 @click.option("--max-images", type=int, help="Stop after this many images.")
 def dataset_command(source, dest, resolution, crop, grey, labels, max_images):
-    """Make a dataset, DEST, of the images anywhere below SOURCE.
+    """Make a dataset, DEST, of the images of SOURCE.
 
-    SOURCE is a folder or zip. DEST is a zip if it ends in .zip, otherwise a folder. "--labels folders" makes each folder
-    directly below SOURCE a class; "--labels json" keeps the labels of its dataset.json.
+    SOURCE is a folder or zip with images anywhere below, a folder of CIFAR-10's binary files, or an HDF5 file as
+    BigGAN-PyTorch writes it. DEST is a zip if it ends in .zip, otherwise a folder. "--labels folders" makes each folder
+    directly below SOURCE a class; "--labels json" keeps the labels of its dataset.json; "--labels source" keeps those that
+    training would take from SOURCE.
     """
     channels = {None: None, True: 1, False: 3}[grey]
     try:

@@ -31,7 +31,9 @@ class SampleSheet:
         """Real images `[N, H, W, C]`, uint8, and their labels `[N, c_dim]`; a class without images has no row."""
         order = random.permutation(len(dataset))
         if dataset.label_dim:
-            classes = np.array([dataset.label(i).argmax() for i in order])
+            labels = dataset.all_labels()
+            # the mirrored images follow the others, in the same order
+            classes = (labels if labels.ndim == 1 else labels.argmax(axis=1))[order % len(labels)]
             chosen = [np.resize(order[classes == c], self.columns) for c in np.unique(classes)[:rows]]
             indices = np.concatenate(chosen)
         else:

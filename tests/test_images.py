@@ -19,7 +19,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdgl import images
 from fastdgl.images import DatasetError, ImageDataset, dataset_path, stream
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +90,7 @@ def test_reads_the_pixels_that_were_stored(tmp_path, name, channels):
 def test_takes_images_from_anywhere_below_in_sorted_order(tmp_path, name):
     names = ["z.png", "a/b/c.PNG", "a/b.png", "B.png"]
     dataset = ImageDataset(write(tmp_path / name, {name: encoded(random_image(i)) for i, name in enumerate(names)}))
-    assert dataset.image_names == ["B.png", "a/b.png", "a/b/c.PNG", "z.png"]
+    assert dataset.source.image_names == ["B.png", "a/b.png", "a/b/c.PNG", "z.png"]
     np.testing.assert_array_equal(dataset[0][0], random_image(3).transpose(2, 0, 1))
 
 
@@ -181,7 +180,7 @@ def test_there_are_as_many_classes_as_names(tmp_path):
 
 def test_says_that_a_label_is_beyond_the_named_classes(tmp_path):
     path = write(tmp_path / "set", image_files(2) | {"dataset.json": named(["cat", "dog"], [0, 2])})
-    words = "dataset.json in .* gives 00000/img00000001.png the label 2 and names 2 classes, expected a label from 0 to 1"
+    words = "dataset.json in .* gives 00000/img00000001.png the label 2, expected a class from 0 to 1; correct it there"
     with pytest.raises(DatasetError, match=words) as error:
         ImageDataset(path, labels=True)
     sentence(error)
@@ -345,14 +344,14 @@ def test_says_that_an_image_is_unlike_the_first(tmp_path, first, second, words):
 
 
 def test_an_image_between_one_and_two_times_the_limit_is_refused_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 63)
+    monkeypatch.setattr("fastdgl.images.decoding.MAX_PIXELS", 63)
     with pytest.raises(DatasetError, match="img00000000.png in .* has 8x8 pixels, expected at most 63 in all; run"):
         ImageDataset(write(tmp_path / "set", image_files(1)))
 
 
 @both
 def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 10)
+    monkeypatch.setattr("fastdgl.images.files.MAX_BYTES", 10)
     with pytest.raises(DatasetError, match="img00000000.png in .* has [0-9]+ bytes, expected at most 10; run"):
         ImageDataset(write(tmp_path / name, image_files(1)))
 
@@ -388,17 +387,17 @@ def test_a_pickled_dataset_reads_the_same(tmp_path, name):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_process_opens_the_zip_for_itself(tmp_path):
     dataset = ten(tmp_path)
-    opened = dataset.files._open()
+    opened = dataset.source.files._open()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, b"own" if dataset.files._open() is not opened else b"shared")
+        os.write(writer, b"own" if dataset.source.files._open() is not opened else b"shared")
         os._exit(0)
     os.waitpid(child, 0)
     os.close(writer)
     with os.fdopen(reader, "rb") as file:
         assert file.read() == b"own"
-    assert dataset.files._open() is opened
+    assert dataset.source.files._open() is opened
 
 
 # the digits

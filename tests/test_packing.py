@@ -66,8 +66,8 @@ def test_makes_a_dataset_in_nvidias_layout(tmp_path, dest):
     report = pack(tmp_path / "in", tmp_path / dest, resolution=8, progress=False)
     dataset = ImageDataset(tmp_path / dest)
     assert report == Packed(tmp_path / dest, resolution=8, channels=3, images=2, enlarged=0, skipped=())
-    assert dataset.files.names == ["00000/img00000000.png", "00000/img00000001.png", "dataset.json"]
-    assert json.loads(dataset.files.read("dataset.json")) == {"labels": None}
+    assert dataset.source.files.names == ["00000/img00000000.png", "00000/img00000001.png", "dataset.json"]
+    assert json.loads(dataset.source.files.read("dataset.json")) == {"labels": None}
     for i in range(2):
         np.testing.assert_array_equal(dataset[i][0], np.asarray(noise(i)).transpose(2, 0, 1))
 
@@ -178,7 +178,7 @@ def test_nothing_of_the_source_but_its_pixels_is_kept(tmp_path):
     exif[0x010E] = "taken at home"
     source = save(plain(), tmp_path / "in/a.png", exif=exif, icc_profile=b"a profile")
     packed_pixels(source)
-    assert not Image.open(io.BytesIO(ImageDataset(tmp_path / "packed.zip").files.read("00000/img00000000.png"))).info
+    assert not Image.open(io.BytesIO(ImageDataset(tmp_path / "packed.zip").source.files.read("00000/img00000000.png"))).info
     assert b"taken at home" not in (tmp_path / "packed.zip").read_bytes()
 
 
@@ -266,7 +266,7 @@ def test_folders_become_classes_by_sorted_name(tmp_path):
     assert dataset.all_labels().tolist() == [0, 1, 1]
     assert dataset.class_names == ("cat", "dog")
     np.testing.assert_array_equal(dataset[1][0], np.asarray(noise(2)).transpose(2, 0, 1))    # dog/b before dog/deep/a
-    assert json.loads(dataset.files.read("dataset.json"))["classes"] == ["cat", "dog"]
+    assert json.loads(dataset.source.files.read("dataset.json"))["classes"] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("labels", [[3, None, 1], [[0.5, 1], None, [2, 3]]], ids=["classes", "vectors"])
@@ -276,7 +276,7 @@ def test_labels_of_dataset_json_are_kept_through_skips(tmp_path, labels):
     (tmp_path / "in/dataset.json").write_text(json.dumps({"labels": entries}))
     report = pack(tmp_path / "in", tmp_path / "packed.zip", resolution=8, labels="json", progress=False)
     assert report.skipped == (("1.png", "has no label in dataset.json"),)
-    recorded = json.loads(ImageDataset(tmp_path / "packed.zip").files.read("dataset.json"))["labels"]
+    recorded = json.loads(ImageDataset(tmp_path / "packed.zip").source.files.read("dataset.json"))["labels"]
     assert recorded == [["00000/img00000000.png", labels[0]], ["00000/img00000001.png", labels[2]]]
 
 
@@ -332,7 +332,7 @@ def test_an_image_with_broken_exif_is_skipped(tmp_path, monkeypatch):
 
 
 def test_an_image_too_large_to_be_decoded_safely_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr("fastdgl.images.MAX_PIXELS", 100)
+    monkeypatch.setattr("fastdgl.images.decoding.MAX_PIXELS", 100)
     save(noise(0, 20, 20), noises(tmp_path / "in", 0) / "in/large.png")
     save(noise(0, 10, 10), tmp_path / "in/small.png")
     report = pack(tmp_path / "in", tmp_path / "packed.zip", resolution=8, progress=False)
@@ -448,7 +448,7 @@ def test_says_that_the_source_is_empty(tmp_path):
         (dict(resolution=24), "resolution must be a power of two such as 64 or 256, got 24"),
         (dict(crop="centre"), "crop must be one of center, none, got centre"),
         (dict(channels=4), "channels must be 1 or 3, got 4"),
-        (dict(labels="guess"), "labels must be one of none, folders, json, got guess"),
+        (dict(labels="guess"), "labels must be one of none, folders, json, source, got guess"),
         (dict(max_images=0), "max_images must be at least 1, got 0"),
         (dict(source="nowhere"), "nowhere does not exist"),
         (dict(dest="new/packed.zip"), "new is no folder: expected one to write packed.zip into; create it first"),

@@ -1,0 +1,10 @@
+"""What is wrong with images, as a sentence."""
+
+
+class DatasetError(ValueError):
+    """What is wrong with a dataset, in one sentence for the one who brought it."""
+
+
+def cause(error: Exception) -> str:
+    """An exception as part of a sentence: its type and, in one line, its words."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,115 @@
+"""Files below a folder or in a zip, by name. What is in them is not looked at here."""
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .decoding import MAX_PIXELS
+from .errors import DatasetError, cause
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# of a file of more bytes, the image would be too large as well
+MAX_BYTES = 4 * MAX_PIXELS
+
+
+class PerProcess:
+    """A file that each process opens for itself: a shared one has one position, and reads would mix.
+
+    Args:
+        opener, arguments: `opener(*arguments)` opens it, at the first call in a process.
+    """
+
+    def __init__(self, opener: Callable[..., Any], *arguments: Any):
+        self._opener, self._arguments = opener, arguments
+        self._opened, self._process = None, None
+
+    def __call__(self) -> Any:
+        if self._process != os.getpid():
+            self._opened, self._process = self._opener(*self._arguments), os.getpid()
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None, "_process": None}
+
+
+class Folder:
+    """The files below a folder, by their path relative to it, with forward slashes; links are followed.
+
+    folders: Names of the folders directly below.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.names = sorted(self._names_below())
+        self.folders = {item.name for item in path.iterdir() if item.is_dir()}
+
+    def read(self, name: str) -> bytes:
+        try:
+            file = self.path / name
+            _check_bytes(file.stat().st_size)
+            return file.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"cannot be read ({cause(error)})") from error
+
+    def _names_below(self) -> Iterator[str]:
+        for folder, _, names in os.walk(self.path, onerror=_refuse_folder, followlinks=True):
+            for name in names:
+                yield (Path(folder) / name).relative_to(self.path).as_posix()
+
+
+class Archive:
+    """The files of a zip, by name.
+
+    folders: Names of the folders at the top.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._open = PerProcess(zipfile.ZipFile, path)
+        try:
+            entries = self._open().infolist()
+        except (OSError, NotImplementedError, UnicodeDecodeError, struct.error, zipfile.BadZipFile) as error:
+            raise DatasetError(
+                f"{path} is neither a folder nor a zip that opens ({cause(error)}): expected a dataset; "
+                "run `fastdgl dataset` to prepare the images"
+            ) from error
+        self.names = sorted({entry.filename for entry in entries if not entry.is_dir()})
+        self.folders = {entry.filename.split("/")[0] for entry in entries if "/" in entry.filename}
+
+    def read(self, name: str) -> bytes:
+        try:
+            archive = self._open()
+            _check_bytes(archive.getinfo(name).file_size)
+            return archive.read(name)
+        # RuntimeError: encrypted, or compressed in a way Python does not know
+        except (OSError, EOFError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+            raise DatasetError(f"cannot be read ({cause(error)})") from error
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is the system's and not the user's, as the `__MACOSX/._a.png` that macOS adds to zips."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def is_image(name: str) -> bool:
+    """Whether the name ends like an image's."""
+    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
+
+
+def class_folder(name: str) -> str | None:
+    """The folder at the top that a file is in, or None for one at the top itself."""
+    folder, slash, _ = name.partition("/")
+    return folder if slash else None
+
+
+def _refuse_folder(error: OSError):
+    raise DatasetError(f"{error.filename} cannot be read ({cause(error)}): expected a folder of images") from error
+
+
+def _check_bytes(size: int):
+    if size > MAX_BYTES:
+        raise DatasetError(f"has {size} bytes, expected at most {MAX_BYTES}")
