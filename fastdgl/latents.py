@@ -1,12 +1,38 @@
-"""The generator's random inputs: latents, classes, style mixing, noise.
+"""The generator's random inputs: in training latents, classes, style mixing, noise; afterwards the z of a seed.
 
-Everything is drawn for the whole batch on every rank, from one seed, and each rank takes its share. So a run does not
+In training everything is drawn for the whole batch on every rank, from one seed, and each rank takes its share. So a run does not
 depend on how many ranks carry it, at the price of drawing noise that other ranks use.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# of a standard normal number, the smallest bound it is drawn anew for: 1 in 125 is below
+LEAST_THRESHOLD = 0.01
+
+
+def seeded_z(seed: int, z_dim: int, threshold: float | None = None) -> Tensor:
+    """The z that a seed stands for, `[1, z_dim]`: numpy's `RandomState(seed).randn(1, z_dim)`, as in NVIDIA's tools.
+
+    Args:
+        threshold: A number beyond it in magnitude is drawn anew until it is not. The new numbers are the next ones of the
+            same RandomState, given in order to the places that need one, round by round. None leaves all as they are.
+
+    Raises:
+        ValueError: The threshold is below 0.01, where drawing anew would take too long.
+
+    Source: Brock et al. 2019, "Large Scale GAN Training for High Fidelity Natural Image Synthesis", section 3.1, the
+    truncation trick.
+    """
+    if threshold is not None and not threshold >= LEAST_THRESHOLD:
+        raise ValueError(f"the truncation threshold of z must be at least {LEAST_THRESHOLD}, got {threshold:g}")
+    random = np.random.RandomState(seed)
+    z = random.randn(1, z_dim)
+    while threshold is not None and (beyond := np.abs(z) > threshold).any():
+        z[beyond] = random.randn(int(beyond.sum()))
+    return torch.from_numpy(z).float()
 
 
 class Latents:

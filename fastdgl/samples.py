@@ -1,4 +1,4 @@
-"""Sheets of sample images, with the same latents from the first to the last of a run."""
+"""Sheets of sample images: of a run, with the same latents from the first to the last; of all classes; from one sample to another."""
 
 from pathlib import Path
 
@@ -6,10 +6,63 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .grids import grid_shape, save_image_grid, to_uint8
+from .grids import SHEET_HEIGHT, grid_shape, save_image_grid, to_uint8
 from .images import ImageDataset
 
 BATCH = 32
+# images of an interpolation, both ends included; the custom of the field
+STEPS = 10
+
+
+@torch.no_grad()
+def draw(G: nn.Module, z: Tensor, c: Tensor, truncation: float | None = None, **options: str) -> np.ndarray:
+    """Images of a trained generator, a few at a time: `[N, H, W, C]`, uint8.
+
+    Args:
+        z: `[N, z_dim]`, from `G.sample_z` with the same truncation.
+        c: `[N, c_dim]`.
+        truncation, options: Of `G.sample_images`.
+    """
+    batches = zip(z.split(BATCH), c.split(BATCH))
+    return np.concatenate([to_uint8(G.sample_images(z, c, truncation, **options)) for z, c in batches])
+
+
+def class_grid(z: Tensor, c_dim: int, resolution: int) -> tuple[Tensor, Tensor, int]:
+    """A sheet of all classes, each class with the same latents side by side.
+
+    Args:
+        z: `[S, z_dim]`.
+
+    Returns:
+        Latents `[c_dim * S, z_dim]`, classes `[c_dim * S, c_dim]`, and the columns of the sheet: S, for a row to each class;
+        a multiple of it, for a sheet about as wide as high, where the rows of so many classes would not fit an 8K screen.
+    """
+    S, beside = len(z), 1
+    if c_dim * resolution > SHEET_HEIGHT:
+        beside = max(round((c_dim / S) ** 0.5), 1)
+    return z.repeat(c_dim, 1), torch.eye(c_dim, device=z.device).repeat_interleave(S, dim=0), beside * S
+
+
+def between(starts: Tensor, ends: Tensor) -> Tensor:
+    """Even steps on the straight line from each start to its end: `[R, n]`, `[R, n]` -> `[R * STEPS, n]`, row by row."""
+    t = torch.linspace(0, 1, STEPS, device=starts.device)[:, None]
+    return torch.lerp(starts[:, None], ends[:, None], t).flatten(0, 1)
+
+
+def interpolation(z: Tensor, c: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """The inputs of a sheet of interpolations, STEPS images to a row: linear in z, and in the one-hot class.
+
+    Args:
+        z: `[S, z_dim]`.
+        c: `[1, c_dim]`, the class of all; or `[2, c_dim]`, the first and the last class of each row.
+        what: "z" goes from each z to the next, "class" from the first class to the last at each z, "both" does both at once.
+
+    Returns:
+        Latents `[N, z_dim]` and classes `[N, c_dim]`.
+    """
+    starts, ends = (z, z) if what == "class" else (z[:-1], z[1:])
+    latents = between(starts, ends)
+    return latents, between(c[:1], c[-1:]).repeat(len(starts), 1)
 
 
 class SampleSheet:
@@ -31,9 +84,9 @@ class SampleSheet:
         """Real images `[N, H, W, C]`, uint8, and their labels `[N, c_dim]`; a class without images has no row."""
         order = random.permutation(len(dataset))
         if dataset.label_dim:
-            labels = dataset.all_labels()
+            recorded = dataset.all_labels()
             # the mirrored images follow the others, in the same order
-            classes = (labels if labels.ndim == 1 else labels.argmax(axis=1))[order % len(labels)]
+            classes = (recorded if recorded.ndim == 1 else recorded.argmax(axis=1))[order % len(recorded)]
             chosen = [np.resize(order[classes == c], self.columns) for c in np.unique(classes)[:rows]]
             indices = np.concatenate(chosen)
         else:
@@ -44,9 +97,6 @@ class SampleSheet:
     def save_real(self, path: Path) -> None:
         save_image_grid(path, self.real, self.columns)
 
-    @torch.no_grad()
     def save_fake(self, path: Path, G: nn.Module) -> None:
         """What `G` makes of the sheet's latents, with constant noise and no truncation."""
-        batches = zip(self.z.split(BATCH), self.c.split(BATCH))
-        images = [to_uint8(G(z, c, noise_mode="const")) for z, c in batches]
-        save_image_grid(path, np.concatenate(images), self.columns)
+        save_image_grid(path, draw(G, self.z, self.c), self.columns)

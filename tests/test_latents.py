@@ -1,9 +1,10 @@
-"""Random inputs do not depend on how many ranks draw them."""
+"""Random inputs do not depend on how many ranks draw them, and a seed means the same z everywhere."""
 
+import numpy as np
 import pytest
 import torch
 
-from fastdgl.latents import Latents
+from fastdgl.latents import Latents, seeded_z
 
 CPU = torch.device("cpu")
 LABELS = torch.eye(3)[[0, 0, 0, 0, 0, 0, 1, 1, 1, 2]]
@@ -105,3 +106,36 @@ def test_its_state_continues_the_stream():
     assert torch.equal(source.normal([4, 2]), later.normal([4, 2]))
     assert torch.equal(source.classes(9), later.classes(9))
     assert [source.mixing_cutoff(18, 0.5) for _ in range(9)] == [later.mixing_cutoff(18, 0.5) for _ in range(9)]
+
+
+def test_a_seed_is_the_z_of_nvidias_tools():
+    z = seeded_z(85, 512)
+    assert z.shape == (1, 512) and z.dtype == torch.float32
+    assert torch.equal(z, torch.from_numpy(np.random.RandomState(85).randn(1, 512)).float())
+    # numpy promises this stream for good
+    assert seeded_z(0, 3)[0].tolist() == pytest.approx([1.764052345967664, 0.4001572083672233, 0.9787379841057392])
+
+
+@pytest.mark.parametrize("threshold", [2, 1, 0.5, 0.04])
+def test_truncation_draws_anew_what_is_beyond_the_threshold_and_nothing_else(threshold):
+    plain, truncated = seeded_z(3, 1000), seeded_z(3, 1000, threshold)
+    inside = plain.abs() <= threshold
+    assert truncated.abs().max() <= threshold
+    assert torch.equal(truncated[inside], plain[inside]) and not inside.all()
+    assert torch.equal(truncated, seeded_z(3, 1000, threshold))
+    # the new numbers are spread over the whole interval, not heaped at its ends: of the truncated normal distribution
+    dense = torch.distributions.Normal(0, 1)
+    quarter = (dense.cdf(torch.tensor(threshold / 2)) - 0.5) / (dense.cdf(torch.tensor(float(threshold))) - 0.5)
+    assert abs((truncated[~inside].abs() < threshold / 2).float().mean() - quarter) < 5 * 0.5 / float((~inside).sum()) ** 0.5
+
+
+def test_new_numbers_are_the_next_of_the_same_stream_in_order():
+    stream = np.random.RandomState(1).randn(8)
+    # 1.62 -0.61 -0.53 -1.07 | 0.87 -2.30 | 1.74 | -0.76
+    assert seeded_z(1, 4, 1.0)[0].tolist() == pytest.approx([stream[4], stream[1], stream[2], stream[7]])
+
+
+@pytest.mark.parametrize("threshold", [0, -1, 0.001, float("nan")])
+def test_a_threshold_that_takes_too_long_is_refused(threshold):
+    with pytest.raises(ValueError, match="threshold of z must be at least 0.01, got"):
+        seeded_z(0, 4, threshold)

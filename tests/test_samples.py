@@ -9,8 +9,9 @@ from PIL import Image
 
 from fastdgl.grids import grid_shape, to_uint8
 from fastdgl.images import ImageDataset
+from fastdgl.models import biggan
 from fastdgl.models.stylegan2 import Generator
-from fastdgl.samples import SampleSheet
+from fastdgl.samples import STEPS, SampleSheet, class_grid, draw, interpolation
 
 R, Z = 8, 4
 COLUMNS, ROWS = grid_shape(R)
@@ -112,3 +113,73 @@ def test_saving_a_sheet_takes_no_gradients_and_leaves_the_generator_alone(tmp_pa
     sheet.save_fake(tmp_path / "fakes.png", G)
     assert all(torch.equal(value, before[name]) for name, value in G.state_dict().items())
     assert all(p.grad is None for p in G.parameters())
+
+
+@torch.no_grad()
+def test_the_sheet_of_a_biggan_shows_its_images(tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.png", i % 2] for i in range(3)]}))
+    data = ImageDataset(tmp_path, labels=True)
+    torch.manual_seed(0)
+    G = biggan.Generator(z_dim=8, c_dim=2, img_resolution=32, ch=2, hier=False, shared_dim=0, attention=0).eval()
+    sheet = SampleSheet(data, 8, seed=0, device=CPU)
+    sheet.save_fake(tmp_path / "fakes.png", G)
+    shown = np.asarray(Image.open(tmp_path / "fakes.png"))
+    assert shown.shape == (2 * 32, sheet.columns * 32, 3)
+    last = to_uint8(G(sheet.z[-1:], sheet.c[-1:]))[0].astype(int)
+    assert np.abs(shown[-32:, -32:] - last).max() <= 1
+
+
+# all classes, and interpolations
+
+
+def test_a_grid_of_classes_has_a_row_for_each():
+    z = torch.arange(6.0).reshape(3, 2)
+    latents, classes, columns = class_grid(z, 4, 32)
+    assert columns == 3 and latents.shape == (12, 2)
+    assert classes.argmax(dim=1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] and classes.sum() == 12
+    assert all(torch.equal(latents[3 * i : 3 * i + 3], z) for i in range(4))
+
+
+@pytest.mark.parametrize("seeds, classes, columns", [(1, 1000, 32), (10, 1000, 100), (300, 40, 300)])
+def test_a_grid_of_many_classes_is_about_square_and_keeps_each_class_together(seeds, classes, columns):
+    _, c, got = class_grid(torch.zeros(seeds, 1), classes, 128)
+    assert got == columns and got % seeds == 0
+    assert c.argmax(dim=1).tolist() == [i for i in range(classes) for _ in range(seeds)]
+
+
+A, B = torch.eye(3)[0], torch.eye(3)[2]
+Z0, Z1, Z2 = torch.tensor([[0.0, 9.0], [9.0, 0.0], [1.0, 1.0]])
+
+
+@pytest.mark.parametrize("what, c, rows", [
+    ("z", [A], [((Z0, A), (Z1, A)), ((Z1, A), (Z2, A))]),
+    ("class", [A, B], [((Z0, A), (Z0, B)), ((Z1, A), (Z1, B)), ((Z2, A), (Z2, B))]),
+    ("both", [A, B], [((Z0, A), (Z1, B)), ((Z1, A), (Z2, B))]),
+])
+def test_a_row_goes_straight_from_one_end_to_the_other(what, c, rows):
+    latents, classes = interpolation(torch.stack([Z0, Z1, Z2]), torch.stack(c), what)
+    assert len(latents) == len(classes) == len(rows) * STEPS
+    for row, ((z_start, c_start), (z_end, c_end)) in enumerate(rows):
+        for step in range(STEPS):
+            t = step / (STEPS - 1)
+            torch.testing.assert_close(latents[row * STEPS + step], z_start + t * (z_end - z_start))
+            torch.testing.assert_close(classes[row * STEPS + step], c_start + t * (c_end - c_start))
+        # the ends are the samples themselves
+        assert torch.equal(latents[row * STEPS], z_start) and torch.equal(latents[row * STEPS + STEPS - 1], z_end)
+
+
+def test_truncation_is_of_w_in_a_stylegan2_and_of_z_in_a_biggan():
+    G = generator(2)
+    G.mapping.w_avg.normal_()
+    c = torch.eye(2)[:1]
+    assert torch.equal(G.sample_z(5, 0.5), G.sample_z(5))
+    expected = to_uint8(G(G.sample_z(5), c, truncation_psi=0.5, noise_mode="none"))
+    assert np.array_equal(draw(G, G.sample_z(5), c, 0.5, noise_mode="none"), expected)
+    assert not np.array_equal(draw(G, G.sample_z(5), c, noise_mode="none"), expected)
+
+    G = biggan.Generator(z_dim=64, c_dim=2, img_resolution=32, ch=2, hier=False, shared_dim=0, attention=0).eval()
+    z = G.sample_z(5, 0.5)
+    assert z.abs().max() <= 0.5 < G.sample_z(5).abs().max()
+    assert np.array_equal(draw(G, z, c, 0.5), draw(G, z, c))

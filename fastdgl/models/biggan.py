@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..latents import seeded_z
 from .batch_norm import BatchNormReLU, ConditionalBatchNormReLU
 from .precision import at_precision, widened
 from .spectral_norm import Conv2d, Embedding, Linear, NormalizedEmbedding, SpectralNorm
@@ -174,6 +175,14 @@ class Generator(nn.Module):
             for layer in attention:
                 x = layer(x)
         return torch.tanh(self.output_layer(x).float())
+
+    def sample_z(self, seed: int, truncation: float | None = None) -> Tensor:
+        """The z of a seed, `[1, z_dim]`, no number of which is beyond `truncation`; see `seeded_z`."""
+        return seeded_z(seed, self.z_dim, truncation)
+
+    def sample_images(self, z: Tensor, c: Tensor, truncation: float | None = None) -> Tensor:
+        """Images as they are looked at, `[N, img_channels, R, R]`; truncation is of z, by `sample_z`."""
+        return self(z, c)
 
 
 class DiscriminatorBlock(nn.Module):

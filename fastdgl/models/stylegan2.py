@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastdgl_kernels import modulated_conv2d_bias_act, setup_filter, upsample2d
 
+from ..latents import seeded_z
 from .layers import RESAMPLE_TAPS, Conv2dLayer, FullyConnectedLayer, MinibatchStdLayer, normalize_2nd_moment
 from .precision import Fp32Buffers, at_precision
 
@@ -259,6 +260,18 @@ class Generator(nn.Module):
         """`[N, z_dim]`, `[N, c_dim]` -> `[N, img_channels, R, R]`; see the two networks for the arguments."""
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff)
         return self.synthesis(ws, noise_mode, normal)
+
+    def sample_z(self, seed: int, truncation: float | None = None) -> Tensor:
+        """The z of a seed, `[1, z_dim]`; truncation is of w, and does not change it."""
+        return seeded_z(seed, self.z_dim)
+
+    def sample_images(self, z: Tensor, c: Tensor, truncation: float | None = None, noise_mode: str = "const") -> Tensor:
+        """Images as they are looked at, `[N, img_channels, R, R]`: with constant noise.
+
+        Args:
+            truncation: psi: 1 or None leaves w alone, 0 is the mean image.
+        """
+        return self(z, c, truncation_psi=1.0 if truncation is None else truncation, noise_mode=noise_mode)
 
 
 class DiscriminatorBlock(nn.Module):
