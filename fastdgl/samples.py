@@ -12,6 +12,7 @@ from .images import ImageDataset
 BATCH = 32
 # images of an interpolation, both ends included; the custom of the field
 STEPS = 10
+INTERPOLATIONS = ("z", "class", "both")
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def interpolation(z: Tensor, c: Tensor, what: str) -> tuple[Tensor, Tensor]:
     Args:
         z: `[S, z_dim]`.
         c: `[1, c_dim]`, the class of all; or `[2, c_dim]`, the first and the last class of each row.
-        what: "z" goes from each z to the next, "class" from the first class to the last at each z, "both" does both at once.
+        what: One of INTERPOLATIONS: "z" goes from each z to the next, "class" from the first class to the last at each z, "both" does both at once.
 
     Returns:
         Latents `[N, z_dim]` and classes `[N, c_dim]`.

@@ -10,27 +10,36 @@ from PIL import Image
 
 from fastdgl import checkpoints, config as configs, models
 from fastdgl.cli import main
+from fastdgl.samples import STEPS
 
 C_DIM = 3
 
 
+NAMES = ("cat", "dog", "2")
+STYLEGAN2 = {"resolution": 16, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8, "num_fp16_res": 0}
+
+
+def save(path, model, c_dim, class_names):
+    """A snapshot of a tiny network, as training leaves it."""
+    torch.manual_seed(0)
+    config = configs.from_dict({"images": {"path": "digits"}, "model": model}, "test")
+    family = config.model.family
+    G, average = (models.generator(family, config.model.generator_arguments(c_dim)) for _ in range(2))
+    D = models.discriminator(family, config.model.discriminator_arguments(c_dim))
+    average.mapping.w_avg.normal_()
+    path.parent.mkdir()
+    images = SimpleNamespace(label_dim=c_dim, class_names=class_names)
+    checkpoints.save_snapshot(path, {"G": G, "D": D, "G_ema": average}, config, images, 1000)
+
+
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory):
-    """A conditional and an unconditional snapshot of a tiny network, and the averaged G in each."""
+    """Tiny networks: with classes, with classes that have names, without classes."""
     folder = tmp_path_factory.mktemp("snapshots")
-    paths = {}
-    for name, c_dim in (("conditional", C_DIM), ("unconditional", 0)):
-        torch.manual_seed(0)
-        config = configs.from_dict({"images": {"path": "digits"}, "model": {
-            "resolution": 16, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8, "num_fp16_res": 0}}, "test")
-        G = models.generator("stylegan2", config.model.generator_arguments(c_dim))
-        average = models.generator("stylegan2", config.model.generator_arguments(c_dim))
-        average.mapping.w_avg.normal_()
-        D = models.discriminator("stylegan2", config.model.discriminator_arguments(c_dim))
-        paths[name] = folder / name / "network-snapshot-000001.safetensors"
-        paths[name].parent.mkdir()
-        images = SimpleNamespace(label_dim=c_dim, class_names=None)
-        checkpoints.save_snapshot(paths[name], {"G": G, "D": D, "G_ema": average}, config, images, 1000)
+    paths = {name: folder / name / "network-snapshot-000001.safetensors" for name in ("conditional", "named", "unconditional")}
+    save(paths["conditional"], STYLEGAN2, C_DIM, None)
+    save(paths["named"], STYLEGAN2, C_DIM, NAMES)
+    save(paths["unconditional"], STYLEGAN2, 0, None)
     return paths
 
 
@@ -57,6 +66,67 @@ def test_classes_make_different_images(snapshots, tmp_path):
     assert not np.array_equal(first, third)
 
 
+def image(path, network, seed, *arguments):
+    """The image of a seed, `[H, W, 3]`, by a call of its own."""
+    result = generate("--network", network, "--seeds", seed, "--outdir", path, *arguments)
+    assert result.exit_code == 0, result.output
+    return np.asarray(Image.open(path / f"seed{seed:04d}.png"))
+
+
+def sheet(path, R):
+    """The images of a sheet, `[rows, columns, R, R, 3]`."""
+    pixels = np.asarray(Image.open(path))
+    return pixels.reshape(pixels.shape[0] // R, R, pixels.shape[1] // R, R, 3).swapaxes(1, 2)
+
+
+def assert_same(a, b):
+    # in a batch of another size sums round another way, and one level is the most that shows of it
+    assert a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_a_class_may_be_called_by_name_and_a_number_is_always_a_number(snapshots, tmp_path):
+    third = image(tmp_path / "a", snapshots["named"], 0, "--class", "2")
+    assert np.array_equal(third, image(tmp_path / "b", snapshots["conditional"], 0, "--class", 2))
+    dog = image(tmp_path / "c", snapshots["named"], 0, "--class", "dog")
+    assert np.array_equal(dog, image(tmp_path / "d", snapshots["named"], 0, "--class", 1)) and not np.array_equal(dog, third)
+
+
+@pytest.mark.parametrize("name, R", [("named", 16)])
+def test_the_grid_of_classes_has_a_row_for_each_class_and_a_column_for_each_seed(snapshots, tmp_path, name, R):
+    result = generate("--network", snapshots[name], "--seeds", "4,7", "--grid", "classes", "--trunc", 0.6, "--outdir", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["classes.png"]
+    cells = sheet(tmp_path / "classes.png", R)
+    assert cells.shape[:2] == (C_DIM, 2)
+    for row in range(C_DIM):
+        for column, seed in enumerate((4, 7)):
+            assert_same(cells[row, column], image(tmp_path / "one", snapshots[name], seed, "--class", row, "--trunc", 0.6))
+
+
+@pytest.mark.parametrize("name, R", [("named", 16)])
+@pytest.mark.parametrize("what, classes, rows", [
+    ("z", ["dog"], [((4, 1), (7, 1)), ((7, 1), (5, 1))]),
+    ("class", ["cat", "2"], [((4, 0), (4, 2)), ((7, 0), (7, 2)), ((5, 0), (5, 2))]),
+    ("both", ["2", "dog"], [((4, 2), (7, 1)), ((7, 2), (5, 1))]),
+])
+def test_interpolations_begin_and_end_at_the_samples_themselves(snapshots, tmp_path, name, R, what, classes, rows):
+    chosen = [argument for one in classes for argument in ("--class", one)]
+    result = generate("--network", snapshots[name], "--seeds", "4,7,5", "--interpolate", what, *chosen, "--outdir", tmp_path)
+    assert result.exit_code == 0, result.output
+    cells = sheet(tmp_path / "interpolation.png", R)
+    assert cells.shape[:2] == (len(rows), STEPS)
+    for row, ends in zip(cells, rows):
+        for cell, (seed, index) in zip((row[0], row[-1]), ends):
+            assert_same(cell, image(tmp_path / "one", snapshots[name], seed, "--class", index))
+        assert not np.array_equal(row[4], row[0]) and not np.array_equal(row[4], row[-1])
+
+
+def test_an_unconditional_network_interpolates_too(snapshots, tmp_path):
+    result = generate("--network", snapshots["unconditional"], "--seeds", "0-2", "--interpolate", "z", "--outdir", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert sheet(tmp_path / "interpolation.png", 16).shape[:2] == (2, STEPS)
+
+
 def test_a_run_folder_stands_for_its_newest_snapshot(snapshots, tmp_path):
     assert generate("--network", snapshots["unconditional"].parent, "--seeds", "0", "--outdir", tmp_path).exit_code == 0
     assert (tmp_path / "seed0000.png").exists()
@@ -65,7 +135,19 @@ def test_a_run_folder_stands_for_its_newest_snapshot(snapshots, tmp_path):
 @pytest.mark.parametrize("name, arguments, sentence", [
     pytest.param("conditional", [], "choose one with --class 0 to 2", id="class-missing"),
     pytest.param("conditional", ["--class", "3"], "--class 3: this network has classes 0 to 2", id="class-out-of-range"),
+    pytest.param("conditional", ["--class", "-1"], "--class -1: this network has classes 0 to 2", id="class-negative"),
+    pytest.param("conditional", ["--class", "cat"], "--class cat: the classes of this network have no names; choose one with --class 0 to 2",
+                 id="class-name-unknown-to-the-snapshot"),
+    pytest.param("named", ["--class", "dgo"], "--class dgo: this network has no class of that name; it has dog and others", id="class-misspelt"),
+    pytest.param("named", ["--class", "0", "--class", "1"], "2 are chosen; choose one", id="class-twice"),
     pytest.param("unconditional", ["--class", "0"], "has no classes", id="class-of-an-unconditional-network"),
+    pytest.param("unconditional", ["--grid", "classes"], "this network has no classes", id="grid-of-an-unconditional-network"),
+    pytest.param("unconditional", ["--interpolate", "class"], "this network has no classes", id="interpolation-of-no-classes"),
+    pytest.param("named", ["--grid", "classes", "--class", "0"], "leave --class out", id="grid-of-one-class"),
+    pytest.param("named", ["--grid", "classes", "--interpolate", "z"], "two sheets; choose one", id="two-sheets"),
+    pytest.param("named", ["--interpolate", "class", "--class", "0"], "1 are chosen; choose two", id="interpolation-to-no-class"),
+    pytest.param("named", ["--interpolate", "z", "--class", "0"], "expected at least two, such as --seeds 0,1", id="interpolation-of-one-seed"),
+    pytest.param("named", ["--class", "0", "--standing", "2"], "networks of family stylegan2 have no batch norm", id="standing-without-batch-norm"),
     pytest.param("unconditional", ["--seeds", "5-3"], "is no list of seeds", id="seeds-backwards"),
     pytest.param("unconditional", ["--seeds", "a"], "is no list of seeds", id="seeds-no-number"),
     pytest.param("unconditional", ["--seeds", str(2**32)], "expected seeds up to", id="seed-too-large"),
