@@ -5,7 +5,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .decoding import MAX_PIXELS
@@ -57,8 +57,10 @@ class Folder:
 
     def _names_below(self) -> Iterator[str]:
         for folder, _, names in os.walk(self.path, onerror=_refuse_folder, followlinks=True):
-            for name in names:
-                yield (Path(folder) / name).relative_to(self.path).as_posix()
+            below = Path(folder).relative_to(self.path)
+            # a folder at a time: a path for each of a million files takes long
+            prefix = "" if below == Path() else f"{below.as_posix()}/"
+            yield from (prefix + name for name in names)
 
 
 class Archive:
@@ -92,12 +94,12 @@ class Archive:
 
 def is_hidden(name: str) -> bool:
     """Whether a file is the system's and not the user's, as the `__MACOSX/._a.png` that macOS adds to zips."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return any(part == "__MACOSX" or (part.startswith(".") and part != ".") for part in name.split("/"))
 
 
 def is_image(name: str) -> bool:
     """Whether the name ends like an image's."""
-    return name.lower().endswith(SUFFIXES) and not is_hidden(name)
+    return name.lower().endswith(SUFFIXES)
 
 
 def class_folder(name: str) -> str | None:

@@ -17,8 +17,9 @@ class ImageFiles:
 
     def __init__(self, files: Folder | Archive):
         self.files = files
-        self.image_names = [name for name in files.names if is_image(name)]
-        self.others = [name for name in files.names if not is_image(name) and not is_hidden(name) and name != "dataset.json"]
+        visible = [name for name in files.names if not is_hidden(name)]
+        self.image_names = [name for name in visible if is_image(name)]
+        self.others = [name for name in visible if not is_image(name) and name != "dataset.json"]
 
     @property
     def path(self) -> Path:
