@@ -39,7 +39,7 @@ def class_folders(path: Path, names=("cat/a.png", "cat/deep/b.png", "dog/a.png")
             for name, data in images.items():
                 archive.writestr(name, data)
             for name in empty:
-                archive.mkdir(name)
+                archive.writestr(f"{name}/", "")
         return path
     for name, data in images.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
