@@ -18,14 +18,14 @@ COLUMNS, ROWS = grid_shape(R)
 CPU = torch.device("cpu")
 
 
-def dataset(folder, classes=None, images=6, channels=3):
+def dataset(folder, classes=None, images=6, channels=3, mirror=False):
     """Images of one level each, which tells which they are; with these classes."""
     for i in range(len(classes) if classes else images):
         pixels = np.full((R, R) if channels == 1 else (R, R, 3), 10 * i, np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:04d}.png")
     if classes:
         (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i:04d}.png", c] for i, c in enumerate(classes)]}))
-    return ImageDataset(folder, labels=classes is not None)
+    return ImageDataset(folder, labels=classes is not None, mirror=mirror)
 
 
 def generator(c_dim=0, channels=3):
@@ -63,6 +63,12 @@ def test_each_row_is_a_class_that_has_images(tmp_path, classes):
     assert [classes[image[0, 0, 0] // 10] for image in sheet.real] == sheet.c.argmax(dim=1).tolist()
     sheet.save_fake(tmp_path / "fakes.png", generator(data.label_dim))
     assert Image.open(tmp_path / "fakes.png").size == (COLUMNS * R, len(shown) * R)
+
+
+def test_mirrored_images_stand_in_the_row_of_their_class(tmp_path):
+    classes = [0, 1, 2, 2, 1]
+    sheet = SampleSheet(dataset(tmp_path, classes, mirror=True), Z, seed=0, device=CPU)
+    assert [classes[image[0, 0, 0] // 10] for image in sheet.real] == [c for c in range(3) for _ in range(COLUMNS)]
 
 
 def test_the_real_sheet_shows_images_of_the_dataset(tmp_path):
