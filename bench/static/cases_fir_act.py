@@ -6,13 +6,8 @@ from fastdgl_kernels._tuning import tuned
 from fastdgl_kernels.activation import kernel as act
 from fastdgl_kernels.resampling import kernel as fir
 
+from ..shapes import Filter, filters, layers, long_filters
 from .case import Case
-
-# batch, resolution and channels of what computes in 16 bits: the last four resolutions of the 256 and the 1024 network
-LAYERS = (
-    (32, 32, 512), (32, 64, 512), (32, 128, 256), (32, 256, 128),
-    (8, 128, 256), (8, 256, 128), (8, 512, 64), (8, 1024, 32),
-)  # fmt: skip
 
 POINTERS = {16: "*fp16", 32: "*fp32"}
 
@@ -20,7 +15,7 @@ POINTERS = {16: "*fp16", 32: "*fp32"}
 def cases() -> Iterator[Case]:
     """All of them, for both architectures."""
     for arch in (90, 80):
-        for N, R, C in LAYERS:
+        for N, R, C in layers():
             yield from _bias_act(arch, N, R, C, channels_last=True)
             yield from _network_filters(arch, N, R, C)
         # the low resolutions compute in fp32, channels first; so do the images
@@ -73,30 +68,29 @@ def _bias_act(
 
 
 def _network_filters(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
-    """What surrounds the changes of resolution; [1, 3, 3, 1], channels last."""
+    """What surrounds the changes of resolution, channels last."""
     layer = f"{C}@{R} N={N}"
-    yield _separable(f"filter {layer} after up-convolution", arch, N, C, R + 1, R, 1, 1, 4, 1)
-    yield _separable(f"filter {layer} after up-convolution, and tail", arch, N, C, R + 1, R, 1, 1, 4, 1, tail=True)
-    # cut to powers of two, tiles hang over at the edges; beyond 32 x 32 that is little
-    excuse = "33 x 33 outputs in whole tiles" if R <= 32 else ""
-    yield _separable(f"filter {layer} gradient", arch, N, C, R, R + 1, 1, 1, 4, 2, excuse=excuse)
-    yield _separable(f"filter {layer} down", arch, N, C, R, R // 2, 1, 2, 4, 1)
-    yield _separable(f"filter {layer} up", arch, N, C, R // 2, R, 2, 1, 4, 2)
+    for filter in filters(R):
+        # cut to powers of two, tiles hang over at the edges; beyond 32 x 32 that is little
+        excuse = "33 x 33 outputs in whole tiles" if filter.output % 2 and R <= 32 else ""
+        yield _separable(f"filter {layer} {filter.name}", arch, N, C, filter, excuse=excuse)
+        if filter.name == "after up-convolution":
+            yield _separable(f"filter {layer} {filter.name}, and tail", arch, N, C, filter, tail=True)
 
 
 def _filters_of_12_taps(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
     for bits in (16, 32):
         layer = f"{C}@{R} N={N}" + ("" if bits == 16 else " fp32")
         excuse = "12 taps: bound by issue slots, not tuned"
-        yield _separable(f"filter of 12 {layer}", arch, N, C, R, R, 1, 1, 12, 6, bits=bits, excuse=excuse)
-        yield _separable(f"filter of 12 {layer} up", arch, N, C, R // 2, R, 2, 1, 12, 6, bits=bits, excuse=excuse)
-        yield _separable(f"filter of 12 {layer} down", arch, N, C, R, R // 2, 1, 2, 12, 5, bits=bits, excuse=excuse)
+        for filter in long_filters(R):
+            name = f"filter of 12 {layer} {filter.name}".strip()
+            yield _separable(name, arch, N, C, filter, bits=bits, excuse=excuse)
 
 
 def _separable(
-    name: str, arch: int, N: int, C: int, R: int, OR: int, up: int, down: int, taps: int, pad: int,
-    tail: bool = False, bits: int = 16, excuse: str = "",
-) -> Case:  # fmt: skip
+    name: str, arch: int, N: int, C: int, filter: Filter, tail: bool = False, bits: int = 16, excuse: str = ""
+) -> Case:
+    R, OR, up, down, taps, pad = filter.size, filter.output, filter.up, filter.down, filter.taps, filter.padding[0]
     size, image = bits // 8, POINTERS[bits]
     tile = fir.separable_tile(f"sm_{arch}", size, C, (OR, OR), up, down, taps)
     few = dict(demod="*fp32", noise="*fp32", bias=image) if tail else {}

@@ -5,29 +5,8 @@ from dataclasses import replace
 
 from fastdgl_kernels.modulation import epilogue, kernel
 
+from ..shapes import ALPHA, CLAMP, GAIN, NETWORKS, conv_flops, layers
 from .case import Case
-
-# resolution of the generator: its batch
-GENERATORS = {256: 32, 1024: 8}
-
-# the highest resolutions that compute in 16 bits
-HALF = 4
-
-GAIN, CLAMP, ALPHA = 2**0.5, 256.0, 0.2
-
-
-def channels(resolution: int) -> int:
-    """Of config F."""
-    return min(32768 // resolution, 512)
-
-
-def layers(*, half: bool = True) -> list[tuple[int, int, int]]:
-    """(batch, resolution, channels) of the layers that compute in 16 bits or of those in fp32, each once."""
-    every = set()
-    for largest, N in GENERATORS.items():
-        resolutions = [2**i for i in range(2, largest.bit_length())]
-        every |= {(N, R, channels(R)) for R in (resolutions[-HALF:] if half else resolutions[:-HALF])}
-    return sorted(every, key=lambda layer: (layer[1], layer[0]))
 
 
 def cases() -> Iterator[Case]:
@@ -40,7 +19,7 @@ def cases() -> Iterator[Case]:
                 yield from _convolution(arch, N, R, C)
         for N, R, C in layers(half=False):
             yield from _around(arch, N, R, C, wide=True)
-        for R, N in GENERATORS.items():
+        for R, N in NETWORKS.items():
             yield from _image(arch, N, R)
         yield from _single(arch)
 
@@ -113,7 +92,7 @@ def _single(arch: int) -> Iterator[Case]:
 
 
 def _convolution(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
-    layer, flops, images = f"{C}@{R} N={N}", 2 * 9 * C * C * R * R * N, 2 * N * R * R * C * 2
+    layer, flops, images = f"{C}@{R} N={N}", conv_flops(N, R * R, C, C), 2 * N * R * R * C * 2
     tile = kernel.tile(R, R, C, f"sm_{arch}")
     programs = N * (R // tile.BH) * (R // tile.BW) * (C // tile.BO)
     sizes = dict(N="i32", H="i32", W="i32", weights_per_sample="i32", noise_stride="i32")
