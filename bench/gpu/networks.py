@@ -1,0 +1,129 @@
+"""Whole steps of training at the size of the paper's networks: forward and backward, eager and as one CUDA graph."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from fastdgl.losses import (
+    nonsaturating_discriminator_loss,
+    nonsaturating_generator_loss,
+    path_lengths,
+    r1_penalty,
+)
+from fastdgl.models.stylegan2 import Discriminator, Generator
+from fastdgl_kernels import implementation
+from torch import Tensor, nn
+
+from ..shapes import CLAMP, HALF
+from .errors import told
+from .nvidia import operators as nvidia
+from .timing import cuda_stopwatch, times
+
+Gradients = Sequence[Tensor | None]
+
+
+def generator_step(G: nn.Module, D: nn.Module, z: Tensor, real: Tensor) -> Gradients:
+    """The gradients of G's loss; those of D are not taken."""
+    loss = nonsaturating_generator_loss(D(G.synthesis(G.mapping(z, None)), None)).mean()
+    return _gradients(loss, G)
+
+
+def discriminator_step(G: nn.Module, D: nn.Module, z: Tensor, real: Tensor) -> Gradients:
+    """The gradients of D's loss, fakes included in the time."""
+    with torch.no_grad():
+        fake = G.synthesis(G.mapping(z, None))
+    return _gradients(nonsaturating_discriminator_loss(D(real, None), D(fake, None)).mean(), D)
+
+
+def r1_step(G: nn.Module, D: nn.Module, z: Tensor, real: Tensor) -> Gradients:
+    """The gradients of the R1 penalty."""
+    images = real.detach().requires_grad_()
+    return _gradients(r1_penalty(D(images, None), images).mean(), D)
+
+
+def path_length_step(G: nn.Module, D: nn.Module, z: Tensor, real: Tensor) -> Gradients:
+    """The gradients of the path length penalty, on half of the batch."""
+    ws = G.mapping(z[: len(z) // 2], None)
+    lengths = path_lengths(G.synthesis(ws), ws)
+    return _gradients((lengths - lengths.detach().mean()).square().mean(), G)
+
+
+# by name; and which of the networks learns
+STEPS: dict[str, tuple[Callable[..., Gradients], str]] = {
+    "G": (generator_step, "G"),
+    "D": (discriminator_step, "D"),
+    "R1": (r1_step, "D"),
+    "path length": (path_length_step, "G"),
+}
+
+
+def _gradients(loss: Tensor, network: nn.Module) -> Gradients:
+    # the last bias drops out of a penalty
+    return torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+
+
+def networks(G: type[nn.Module], D: type[nn.Module], resolution: int, **width: int) -> tuple[nn.Module, nn.Module]:
+    """G and D of config F, the highest resolutions in fp16; `width` makes them smaller."""
+    shared = dict(c_dim=0, img_resolution=resolution, img_channels=3, num_fp16_res=HALF, conv_clamp=CLAMP)
+    shared |= {"channel_base": 32768, "channel_max": 512} | width
+    return G(z_dim=512, w_dim=512, **shared), D(**shared)
+
+
+def inputs(N: int, resolution: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """z and real images."""
+    return torch.randn(N, 512, device=device), torch.rand(N, 3, resolution, resolution, device=device) * 2 - 1
+
+
+def ready(step: str, G: nn.Module, D: nn.Module, z: Tensor, real: Tensor) -> Callable[[], Gradients]:
+    """A step to be called again and again."""
+    run, learning = STEPS[step]
+    G.requires_grad_(learning == "G")
+    D.requires_grad_(learning == "D")
+    return partial(run, G, D, z, real)
+
+
+def step_times(step: str, resolution: int, N: int, device: torch.device, with_nvidia: bool) -> dict:
+    """The times of a step by implementation and mode: "reference eager", "fastest graph", ...; or why there is none."""
+    results = {}
+    # what has never run comes last: should it break the GPU's state, the others are done
+    for name in ("reference", "nvidia", "fastest") if with_nvidia else ("reference", "fastest"):
+        results |= {f"{name} {mode}": result for mode, result in _both_modes(name, step, resolution, N, device).items()}
+        torch.cuda.empty_cache()
+    return results
+
+
+def _both_modes(name: str, step: str, resolution: int, N: int, device: torch.device) -> dict[str, dict]:
+    try:
+        types = (nvidia().Generator, nvidia().Discriminator) if name == "nvidia" else (Generator, Discriminator)
+        with device:
+            G, D = networks(*types, resolution)
+        run = ready(step, G.to(device), D.to(device), *inputs(N, resolution, device))
+    except Exception as error:
+        return {mode: {"error": told(error)} for mode in ("eager", "graph")}
+    chosen: AbstractContextManager = nullcontext() if name == "nvidia" else implementation(name)
+    stopwatch = partial(cuda_stopwatch, ahead=False)
+    with chosen:
+        results = times({"eager": [run]}, stopwatch)
+        if "error" in results["eager"]:
+            return results
+        try:
+            replay = captured(run)
+        # what cannot be captured still trains
+        except Exception as error:
+            return results | {"graph": {"error": told(error)}}
+        return results | times({"graph": [replay]}, stopwatch)
+
+
+def captured(run: Callable[[], object]) -> Callable[[], None]:
+    """`run` as a CUDA graph, to be replayed on the same tensors."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
