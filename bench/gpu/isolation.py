@@ -47,7 +47,9 @@ def results(
             for worker in [w for w in running if w.ready and not w.name and waiting]:
                 worker.take(waiting.popleft(), clock)
             expected = [w for w in running if w.name or not w.ready]
-            soonest = min((w.since + w.allowed(limit_s) for w in expected), default=end)
+            if not expected:
+                continue
+            soonest = min(w.since + w.allowed(limit_s) for w in expected)
             wait([w.pipe for w in expected], timeout=max(0.0, min(soonest, end, until if waiting else end) - clock()))
             for worker in expected:
                 outcome = worker.outcome(clock, limit_s, end)
