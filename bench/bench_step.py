@@ -13,8 +13,7 @@ from bench.shapes import NETWORKS
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("resolution", NETWORKS)
 def bench_step(benchmark, device, resolution, step, impl, mode):
-    with device:
-        G, D = networks(Generator, Discriminator, resolution)
+    G, D = networks(Generator, Discriminator, resolution, device)
     run = ready(step, G, D, *inputs(NETWORKS[resolution], resolution, device))
     benchmark.extra_info["images"] = NETWORKS[resolution]
     with implementation(impl):

@@ -40,7 +40,8 @@ def pytest_generate_tests(metafunc):
     """A module of benchmarks names its OPERATORS; each of their cases runs as ours and as each of its rivals."""
     if "turn" in metafunc.fixturenames:
         own = [case for case in timed().values() if case.operator in metafunc.module.OPERATORS]
-        values = [(c.operator, c.order, c.layer, impl) for c in own for impl in ("ours", *c.rivals) if impl != "nvidia"]
+        impls = ("ours", "reference", "cudnn")
+        values = [(c.operator, c.order, c.layer, impl) for c in own for impl in impls if impl in ("ours", *c.rivals)]
         metafunc.parametrize(("operator", "order", "layer", "impl"), values, ids=["-".join(v).replace(" ", "_") for v in values])
 
 

@@ -187,7 +187,7 @@ def test_the_cpu_is_timed_per_call(triton):
 @pytest.mark.parametrize("step", networks.STEPS)
 def test_a_step_gives_the_gradients_of_the_network_that_learns(step):
     torch.manual_seed(0)
-    G, D = networks.networks(Generator, Discriminator, 8, channel_base=32, channel_max=4)
+    G, D = networks.networks(Generator, Discriminator, 8, CPU, channel_base=32, channel_max=4)
     gradients = networks.ready(step, G, D, *networks.inputs(4, 8, CPU))()
     learning = G if networks.STEPS[step][1] == "G" else D
     assert len(gradients) == len(list(learning.parameters()))

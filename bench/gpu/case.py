@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, wraps
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Case:
         run: What is proved; its results by name.
         reference: The same in plain PyTorch, in whichever dtype its tensors have.
         flops: On the tensor cores.
-        rivals: By name, what its time is compared with; only those called "nvidia" need NVIDIA's code.
+        rivals: By name, what its time is compared with. "nvidia" needs NVIDIA's code; "compiled" takes long to be ready.
         fused: Several roundings in one: it may err twice as much as PyTorch does at the same precision.
         candidates: What else could run: an entry of a table, and the function with it.
     """
@@ -71,6 +72,17 @@ class Choice:
 
     table: str
     value: tuple[int, ...]
+
+
+def compiled(f: Callable[..., object]) -> Callable[..., object]:
+    """f by torch.compile, which starts when it is first called."""
+    ready = cache(lambda: torch.compile(f, dynamic=False))
+
+    @wraps(f)
+    def run(**tensors: Tensor) -> object:
+        return ready()(**tensors)
+
+    return run
 
 
 def call(f: Callable[..., object], tensors: Tensors) -> object:

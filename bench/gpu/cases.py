@@ -18,7 +18,10 @@ from fastdgl_kernels.activation import kernel as activation
 from fastdgl_kernels.activation.reference import activation_funcs
 from fastdgl_kernels.activation.reference import bias_act as bias_act_reference
 from fastdgl_kernels.activation.spec import Spec
-from fastdgl_kernels.modulation import epilogue, kernel as product
+from fastdgl_kernels.convolution.op import whole_padding
+from fastdgl_kernels.modulation import epilogue
+from fastdgl_kernels.modulation import kernel as product
+from fastdgl_kernels.modulation.reference import modulated_conv2d_bias_act as modulated_reference
 from fastdgl_kernels.resampling import kernel as resampling
 from fastdgl_kernels.resampling.geometry import Resample
 from fastdgl_kernels.resampling.reference import upfirdn2d as upfirdn2d_reference
@@ -26,7 +29,7 @@ from numerics import derivatives
 from torch import Tensor
 
 from ..shapes import ALPHA, CLAMP, GAIN, NETWORKS, Filter, channels, conv_flops, filters, layers, long_filters
-from .case import Case, Choice, Random, Tensors
+from .case import Case, Choice, Random, Tensors, compiled
 from .nvidia import operators as nvidia
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
@@ -176,7 +179,8 @@ def bias_act(N: int, R: int, C: int, dtype: torch.dtype, channels_last: bool = T
         (slope,) = torch.autograd.grad(definition(x, b)["y"].sum(), x)
         return {"dr": dr / slope}
 
-    rivals = {"reference": definition, "nvidia": lambda x, b: nvidia().bias_act(x, b, act=act, clamp=CLAMP)}
+    rivals = {"reference": definition, "compiled": compiled(definition)}
+    rivals["nvidia"] = lambda x, b: nvidia().bias_act(x, b, act=act, clamp=CLAMP)
     shared = partial(Case, "bias_act", layer=layer, dtype=dtype, tensors=tensors)
     yield shared(
         "forward", run=forward, reference=definition, rivals=rivals, candidates=partial(_of_table, "bias_act", forward)
@@ -226,13 +230,14 @@ def upfirdn2d(
         y = nvidia().fma(y, d.to(y.dtype)[:, :, None, None], noise.to(y.dtype))
         return nvidia().bias_act(y, bias, act="lrelu", clamp=CLAMP)
 
-    rivals = {"reference": definition, "nvidia": lambda x, f: nvidia().upfirdn2d(x, f, **arguments)}
+    rivals = {"reference": definition, "compiled": compiled(definition)}
+    rivals["nvidia"] = lambda x, f: nvidia().upfirdn2d(x, f, **arguments)
     table = f"upfirdn2d_up{filter.up}_down{filter.down}_4" if channels_last and C % 8 == 0 else "upfirdn2d"
     candidates = partial(_of_table, table, forward) if filter.taps == 4 else None
     shared = partial(Case, "upfirdn2d", layer=layer, dtype=dtype, tensors=tensors)
     yield shared("forward", run=forward, reference=definition, rivals=rivals, candidates=candidates)
     if filter.name == "after up-convolution" and channels_last and C % 8 == 0:
-        rivals = {"reference": tail_definition, "nvidia": theirs}
+        rivals = {"reference": tail_definition, "compiled": compiled(tail_definition), "nvidia": theirs}
         yield shared("forward with tail", run=forward_and_tail, reference=tail_definition, rivals=rivals)
 
 
@@ -279,7 +284,7 @@ def tail(N: int, R: int, C: int, dtype: torch.dtype, channels_last: bool = True)
         return {"sum": (t * dy).sum([2, 3])}
 
     shared = partial(Case, layer=named(N, R, C, dtype, channels_last), dtype=dtype, tensors=tensors)
-    rivals = {"reference": definition}
+    rivals = {"reference": definition, "compiled": compiled(definition)}
     yield shared("tail", "forward", run=forward, reference=definition, rivals=rivals)
     yield shared("tail", "gradient", run=gradient, reference=gradient_definition)
     yield shared("scale", "forward", run=scale, reference=scale_definition, rivals={"reference": scale_definition})
@@ -335,7 +340,7 @@ def convolution(N: int, R: int, C: int, dtype: torch.dtype) -> Iterator[Case]:
     )  # fmt: skip
     yield shared(
         "forward with tail", run=forward_and_tail, reference=tail_definition,
-        rivals={"reference": tail_definition, "cudnn": cudnn_and_tail},
+        rivals={"reference": tail_definition, "compiled": compiled(tail_definition), "cudnn": cudnn_and_tail},
     )  # fmt: skip
     yield shared(
         "data gradient", run=data_gradient, reference=data_gradient_definition,
@@ -376,7 +381,7 @@ KINDS = {
 
 def modulated_layer(N: int, R: int, C: int, kind: str, impl: str, dtype: torch.dtype) -> Iterator[Case]:
     """A whole layer of the generator with C output channels at R: forward, and with its gradients taken once."""
-    tensors, layer, theirs, shared = _layer(N, R, C, kind, dtype)
+    layer, definition, theirs, shared = _layer(N, R, C, kind, dtype)
 
     def forward(f: Callable[..., Tensor]) -> Callable[..., Tensors]:
         def run(x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor, bias: Tensor, taps: Tensor) -> Tensors:
@@ -397,28 +402,27 @@ def modulated_layer(N: int, R: int, C: int, kind: str, impl: str, dtype: torch.d
         return run
 
     for order, taken in (("forward", forward), ("forward and gradients", gradients)):
-        reference = taken(partial(layer, impl="reference"))
-        rivals = {"reference": reference, "nvidia": taken(theirs)}
-        yield shared(order, impl, run=taken(partial(layer, impl=impl)), reference=reference, rivals=rivals)
+        rivals = {"reference": taken(definition), "compiled": taken(compiled(definition)), "nvidia": taken(theirs)}
+        yield shared(order, impl, run=taken(partial(layer, impl=impl)), reference=taken(definition), rivals=rivals)
 
 
 def second_order_of_layer(N: int, R: int, C: int, kind: str, impl: str, dtype: torch.dtype) -> Case:
     """A layer differentiated twice by its images and its styles, as R1 and path length do."""
-    tensors, layer, _, shared = _layer(N, R, C, kind, dtype)
+    layer, definition, _, shared = _layer(N, R, C, kind, dtype)
 
-    def twice(impl: str) -> Callable[..., Tensors]:
+    def twice(f: Callable[..., Tensor]) -> Callable[..., Tensors]:
         def run(
             x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor, bias: Tensor, taps: Tensor, dy: Tensor
         ) -> Tensors:
-            return derivatives(lambda x, styles: layer(x, weight, styles, noise, bias, taps, impl), [x, styles], dy)
+            return derivatives(lambda x, styles: f(x, weight, styles, noise, bias, taps), [x, styles], dy)
 
         return run
 
-    return shared("second order", impl, run=twice(impl), reference=twice("reference"))
+    return shared("second order", impl, run=twice(partial(layer, impl=impl)), reference=twice(definition))
 
 
 def _layer(N: int, R: int, C: int, kind: str, dtype: torch.dtype):
-    """Tensors of a layer, the layer as a function of them, NVIDIA's, and what makes a case of it."""
+    """A layer as a function of its tensors, its definition, NVIDIA's, and what makes a case of them."""
     arguments = KINDS[kind]
     up, size = arguments.get("up", 1), 1 if kind == "rgb" else 3
     I, O = min(2 * C, 512) if up == 2 else C, 3 if kind == "rgb" else C
@@ -442,6 +446,15 @@ def _layer(N: int, R: int, C: int, kind: str, dtype: torch.dtype):
         noise = None if kind == "rgb" else noise
         return modulated_conv2d_bias_act(x, weight, styles, noise, bias, resample_filter=taps, impl=impl, **arguments)
 
+    def definition(x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
+        # without what is around it at the public door, which torch.compile would stumble over
+        noise = None if kind == "rgb" else noise
+        act, demodulate, flip = arguments["act"], kind != "rgb", up == 1
+        padding = whole_padding((4, 4), up, 1, (size // 2,) * 4)
+        alpha, gain = activation_funcs[act].def_alpha, activation_funcs[act].def_gain
+        numbers = (up, 1, padding, taps, demodulate, flip, act, alpha, gain, CLAMP)
+        return modulated_reference(x, weight, styles, noise, bias, *numbers)
+
     def theirs(x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
         convolved = {name: value for name, value in arguments.items() if name not in ("act", "clamp")}
         noise = None if kind == "rgb" else noise
@@ -452,7 +465,7 @@ def _layer(N: int, R: int, C: int, kind: str, dtype: torch.dtype):
         name = f"{kind} {impl} {named(N, R, C, dtype, channels_last)}"
         return Case("modulated layer", order, name, dtype, tensors, fused=True, **functions)
 
-    return tensors, layer, theirs, shared
+    return layer, definition, theirs, shared
 
 
 def downsampling(N: int, R: int, C: int, size: int, dtype: torch.dtype) -> Iterator[Case]:

@@ -63,11 +63,15 @@ def _gradients(loss: Tensor, network: nn.Module) -> Gradients:
     return torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
 
 
-def networks(G: type[nn.Module], D: type[nn.Module], resolution: int, **width: int) -> tuple[nn.Module, nn.Module]:
+def networks(
+    G: Callable[..., nn.Module], D: Callable[..., nn.Module], resolution: int, device: torch.device, **width: int
+) -> tuple[nn.Module, nn.Module]:
     """G and D of config F, the highest resolutions in fp16; `width` makes them smaller."""
     shared = dict(c_dim=0, img_resolution=resolution, img_channels=3, num_fp16_res=HALF, conv_clamp=CLAMP)
     shared |= {"channel_base": 32768, "channel_max": 512} | width
-    return G(z_dim=512, w_dim=512, **shared), D(**shared)
+    # drawn where they are to be, but for a few buffers
+    with device:
+        return G(z_dim=512, w_dim=512, **shared).to(device), D(**shared).to(device)
 
 
 def inputs(N: int, resolution: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -96,9 +100,7 @@ def step_times(step: str, resolution: int, N: int, device: torch.device, with_nv
 def _both_modes(name: str, step: str, resolution: int, N: int, device: torch.device) -> dict[str, dict]:
     try:
         types = (nvidia().Generator, nvidia().Discriminator) if name == "nvidia" else (Generator, Discriminator)
-        with device:
-            G, D = networks(*types, resolution)
-        run = ready(step, G.to(device), D.to(device), *inputs(N, resolution, device))
+        run = ready(step, *networks(*types, resolution, device), *inputs(N, resolution, device))
     except Exception as error:
         return {mode: {"error": told(error)} for mode in ("eager", "graph")}
     chosen: AbstractContextManager = nullcontext() if name == "nvidia" else implementation(name)
@@ -123,6 +125,8 @@ def captured(run: Callable[[], object]) -> Callable[[], None]:
         for _ in range(3):
             run()
     torch.cuda.current_stream().wait_stream(stream)
+    # a graph has memory of its own
+    torch.cuda.empty_cache()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()

@@ -1,11 +1,13 @@
 """NVIDIA's own operators and networks, from a checkout of stylegan3 or stylegan2-ada-pytorch of the user's. Nothing of it is copied."""
 
-import importlib
+import importlib.util
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+from torch.nn import Module
 from torch.torch_version import TorchVersion
 
 
@@ -39,13 +41,20 @@ def operators() -> SimpleNamespace:
         raise RuntimeError("NVIDIA's CUDA operators did not build: see what nvcc says when their bias_act is called")
     # as their training does
     gradfix.enabled = True
-    name = "networks_stylegan2" if importlib.util.find_spec("training.networks_stylegan2") else "networks"
-    networks = importlib.import_module(f"training.{name}")
+    ada = importlib.util.find_spec("training.networks_stylegan2") is None
+    networks = importlib.import_module("training.networks" if ada else "training.networks_stylegan2")
     return SimpleNamespace(
         bias_act=bias_act.bias_act,
         upfirdn2d=upfirdn2d.upfirdn2d,
         fma=fma.fma,
         modulated_conv2d=networks.modulated_conv2d,
-        Generator=networks.Generator,
+        Generator=partial(_ada_generator, networks.Generator) if ada else networks.Generator,
         Discriminator=networks.Discriminator,
     )
+
+
+def _ada_generator(
+    Generator: Callable, *, z_dim: int, c_dim: int, w_dim: int, img_resolution: int, img_channels: int, **synthesis
+) -> Module:
+    """stylegan2-ada-pytorch's takes the numbers of the synthesis network in a dictionary."""
+    return Generator(z_dim, c_dim, w_dim, img_resolution, img_channels, synthesis_kwargs=synthesis)

@@ -91,6 +91,7 @@ def _failures(parts: dict[str, dict[str, dict]]) -> Iterator[str]:
         skipped = sum("skipped" in r for r in results.values())
         if rows or skipped:
             yield f"\n## {part}: {len(rows)} failures, {skipped} of {len(results)} skipped\n"
+        if rows:
             yield from _table(("item", "what happened"), rows)
 
 

@@ -14,8 +14,7 @@ from .networks import STEPS, inputs, networks, ready
 
 def main() -> None:
     device, resolution = prepared(), 256
-    with device:
-        G, D = networks(Generator, Discriminator, resolution)
+    G, D = networks(Generator, Discriminator, resolution, device)
     given = inputs(NETWORKS[resolution] // 4, resolution, device)
     seconds = []
     with implementation("fastest"):
