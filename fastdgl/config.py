@@ -9,7 +9,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -112,6 +112,51 @@ class StyleGAN2(Section):
                 "num_fp16_res": self.num_fp16_res, "low_precision": self.low_precision, "conv_clamp": self.conv_clamp}
 
 
+class BigGAN(Section):
+    """Generator and discriminator of BigGAN, always conditional; by default those of ImageNet at 128x128.
+
+    generator_ch, discriminator_ch: Width: the multiple of which every layer's channels are made.
+    hier: Hand each block a chunk of z beside the class.
+    shared_dim: Width of the class embedding that all blocks share; 0 for an embedding of each block's own.
+    attention: Resolutions whose features attend to each other.
+    init: How convolutions and embeddings begin; `normal` is N(0, 0.02).
+    sn_eps, bn_eps: What keeps spectral and batch normalization from dividing by zero.
+    sync_batchnorm: Statistics of the batches of all ranks, not of each rank's own.
+    """
+
+    family: Literal["biggan"]
+    resolution: int
+    channels: Annotated[Literal[1, 3], NotBoolean] = 3
+    z_dim: PositiveInt = 120
+    generator_ch: PositiveInt = 96
+    discriminator_ch: PositiveInt = 96
+    hier: bool = True
+    shared_dim: Annotated[int, Field(ge=0)] = 128
+    attention: list[int] = [64]
+    init: Literal["orthogonal", "normal", "xavier"] = "orthogonal"
+    sn_eps: Positive = 1e-6
+    bn_eps: Positive = 1e-5
+    sync_batchnorm: bool = True
+
+    conditional: ClassVar[bool] = True
+    # no logit depends on another sample of the batch, and all blocks compute in fp32
+    mbstd_group: ClassVar[int] = 1
+    num_fp16_res: ClassVar[int] = 0
+
+    def generator_arguments(self, c_dim: int) -> dict[str, Any]:
+        """What `models.generator` takes, for `c_dim` classes."""
+        return {"z_dim": self.z_dim, "ch": self.generator_ch, "hier": self.hier, "shared_dim": self.shared_dim,
+                "bn_eps": self.bn_eps, "sync_batchnorm": self.sync_batchnorm} | self._shared(c_dim)
+
+    def discriminator_arguments(self, c_dim: int) -> dict[str, Any]:
+        """What `models.discriminator` takes, for `c_dim` classes."""
+        return {"ch": self.discriminator_ch} | self._shared(c_dim)
+
+    def _shared(self, c_dim: int) -> dict[str, Any]:
+        return {"c_dim": c_dim, "img_resolution": self.resolution, "img_channels": self.channels, "attention": self.attention,
+                "init": self.init, "sn_eps": self.sn_eps}
+
+
 class Teacher(Section):
     """A pre-trained discriminator that scores the student's images: D-bar.
 
@@ -137,9 +182,10 @@ class Guidance(Section):
     teachers: list[Teacher] = []
 
 
-class Loss(Section):
+class StyleGAN2Loss(Section):
     """Non-saturating loss with lazy regularization.
 
+    adversarial: Of G and D; `losses.ADVERSARIAL` has its formulas.
     r1_gamma: gamma; null for the heuristic 0.0002 * resolution^2 / batch.
     r1_interval: D's steps between two of its R1 steps; 0 for no R1.
     path_length_interval: G's steps between two of its path length steps; 0 for none.
@@ -147,6 +193,7 @@ class Loss(Section):
     style_mixing: Probability that a batch takes its later styles from a second z.
     """
 
+    adversarial: Literal["nonsaturating"] = "nonsaturating"
     r1_gamma: NonNegative | None = None
     r1_interval: Annotated[int, Field(ge=0)] = 16
     path_length_weight: NonNegative = 2
@@ -154,6 +201,32 @@ class Loss(Section):
     path_length_interval: Annotated[int, Field(ge=0)] = 4
     path_length_batch_shrink: PositiveInt = 2
     style_mixing: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+    orthogonal_weight: ClassVar[float] = 0
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What `Generator.training_images` takes besides latents and classes."""
+        return {"style_mixing": self.style_mixing}
+
+
+class BigGANLoss(Section):
+    """Hinge loss.
+
+    adversarial: Of G and D; `losses.ADVERSARIAL` has its formulas.
+    orthogonal_weight: Of orthogonal regularization in G's steps; 1e-4 in the paper, whose authors' code leaves it at 0.
+    """
+
+    adversarial: Literal["hinge"] = "hinge"
+    orthogonal_weight: NonNegative = 0
+
+    r1_interval: ClassVar[int] = 0
+    path_length_interval: ClassVar[int] = 0
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What `Generator.training_images` takes besides latents and classes."""
+        return {}
 
 
 class Adam(Section):
@@ -172,13 +245,40 @@ class Optimizer(Section):
     discriminator: Adam = Adam()
 
 
+class BigGANAdam(Adam):
+    """Adam of BigGAN's generator."""
+
+    lr: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eps: Positive = 1e-6
+
+
+class BigGANDiscriminatorAdam(BigGANAdam):
+    """Adam of BigGAN's discriminator."""
+
+    lr: Annotated[float, Field(gt=0, le=1)] = 4e-4
+
+
+class BigGANOptimizer(Optimizer):
+    """Adam of BigGAN's G, and of its D and the updated teachers."""
+
+    generator: BigGANAdam = BigGANAdam()
+    discriminator: BigGANDiscriminatorAdam = BigGANDiscriminatorAdam()
+
+
 class Train(Section):
     """How long, how much at once, and what is written when. kimg are thousands of real images shown to D.
 
-    batch: Images per step over all ranks.
+    batch: Images per optimizer step over all ranks.
+    generator_batch: The same of G's steps; null for `batch`.
+    discriminator_steps: D's steps after each step of G, each on images of its own.
+    accumulate_generator, accumulate_discriminator: Passes that an optimizer step's images are cut into, whose gradients
+        are averaged: less memory for the same step.
     kimg: Length of this run; a run started from a snapshot counts on from it.
-    ema_kimg: Half-life of the averaged generator.
+    ema_kimg: Half-life of the averaged generator; null where `ema_decay` says how it is averaged.
     ema_rampup: Shortens that half-life to this fraction of the images shown so far; null for none.
+    ema_decay: What one step of G leaves of the averaged generator; null where `ema_kimg` says how it is averaged.
+    ema_start: With `ema_decay`, steps of G before which the average is a copy of G.
     tick_kimg: A tick, the unit of reporting.
     image_ticks, snapshot_ticks, checkpoint_ticks: Ticks between two sample grids, network snapshots, training
         checkpoints. Each is also written at the end; 0 writes it at the end only.
@@ -186,14 +286,43 @@ class Train(Section):
     """
 
     batch: PositiveInt = 32
+    generator_batch: PositiveInt | None = None
+    discriminator_steps: PositiveInt = 1
+    accumulate_generator: PositiveInt = 1
+    accumulate_discriminator: PositiveInt = 1
     kimg: Positive = 25000
-    ema_kimg: Positive = 10
+    ema_kimg: Positive | None = 10
     ema_rampup: Positive | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    ema_start: Annotated[int, Field(ge=0)] = 0
     tick_kimg: Positive = 4
     image_ticks: Annotated[int, Field(ge=0)] = 50
     snapshot_ticks: Annotated[int, Field(ge=0)] = 50
     checkpoint_ticks: Annotated[int, Field(ge=0)] = 50
     keep_checkpoints: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def check_average(self) -> "Train":
+        if (self.ema_kimg is None) == (self.ema_decay is None):
+            raise ValueError(f"ema_decay: {_said(self.ema_decay)} beside ema_kimg: {_said(self.ema_kimg)}; expected one of the two, and null for the other")
+        if self.ema_decay is None and self.ema_start:
+            raise ValueError(f"ema_start: {self.ema_start} needs ema_decay; ema_kimg averages from the start, with ema_rampup")
+        if self.ema_kimg is None and self.ema_rampup is not None:
+            raise ValueError(f"ema_rampup: {self.ema_rampup} needs ema_kimg; with ema_decay, ema_start says when averaging starts")
+        return self
+
+    @property
+    def generator_images(self) -> int:
+        """Images per step of G over all ranks."""
+        return self.batch if self.generator_batch is None else self.generator_batch
+
+
+class BigGANTrain(Train):
+    """Of BigGAN, whose average counts steps of G."""
+
+    ema_kimg: Positive | None = None
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.9999
+    ema_start: Annotated[int, Field(ge=0)] = 20000
 
 
 class Engine(Section):
@@ -225,7 +354,7 @@ class Engine(Section):
 
 
 class Config(Section):
-    """One run.
+    """One run; each family has its own model, loss, and defaults.
 
     name: Names the run folder, with the stage.
     start: A snapshot whose G, D and averaged G the run starts from, or `stage:NAME`: stage II of DGL.
@@ -238,30 +367,23 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     outdir: str = "runs"
     images: Images
-    model: StyleGAN2
+    model: StyleGAN2 | BigGAN
     start: str | None = None
     keep_optimizer: bool = False
     guidance: Guidance = Guidance()
-    loss: Loss = Loss()
-    optimizer: Optimizer = Optimizer()
-    train: Train = Train()
+    loss: StyleGAN2Loss | BigGANLoss
+    optimizer: Optimizer
+    train: Train
     engine: Engine = Engine()
+
+    # what may help a run that has diverged, besides a lower learning rate
+    remedies: ClassVar[str]
 
     @model_validator(mode="after")
     def check_together(self) -> "Config":
         if self.keep_optimizer and self.start is None:
             raise ValueError("keep_optimizer: true needs start, the run whose optimizers to keep")
-        if self.loss.path_length_interval and self.train.batch % self.loss.path_length_batch_shrink:
-            raise ValueError(f"loss.path_length_batch_shrink: {self.loss.path_length_batch_shrink} does not divide "
-                             f"train.batch, which is {self.train.batch}")
         return self
-
-    @property
-    def r1_gamma(self) -> float:
-        """gamma of R1: as given, or 0.0002 * resolution^2 / batch."""
-        if self.loss.r1_gamma is not None:
-            return self.loss.r1_gamma
-        return 0.0002 * self.model.resolution**2 / self.train.batch
 
     @property
     def description(self) -> str:
@@ -272,17 +394,76 @@ class Config(Section):
         """Refuse a batch that the ranks cannot share.
 
         Raises:
-            ConfigError: The batch is no multiple of the ranks, or a rank's part no multiple of the minibatch
+            ConfigError: A batch is no multiple of the ranks and passes, or its parts no multiple of the minibatch
                 standard deviation's group.
         """
-        batch, group, shrink = self.train.batch, self.model.mbstd_group, self.loss.path_length_batch_shrink
-        if batch % world_size:
-            raise ConfigError(f"train.batch: {batch} cannot be shared by {world_size} ranks; use a multiple of {world_size}")
-        if batch // world_size % group:
-            raise ConfigError(f"train.batch: {batch} on {world_size} rank(s) is {batch // world_size} each, which is no multiple "
-                              f"of model.mbstd_group, {group}; use a multiple of {group * world_size}")
-        if self.loss.path_length_interval and batch // shrink % world_size:
-            raise ConfigError(f"loss.path_length_batch_shrink: {batch} / {shrink} images cannot be shared by {world_size} ranks")
+        self.check_group(world_size, self.model.mbstd_group, f"model.mbstd_group, {self.model.mbstd_group}")
+
+    def check_group(self, world_size: int, group: int, described: str) -> None:
+        """Refuse a batch whose parts, one for each pass of each rank, are no multiple of `group`.
+
+        Args:
+            described: The group as it is called in the sentence.
+        """
+        of_generator = "batch" if self.train.generator_batch is None else "generator_batch"
+        for key, batch, accumulate in (("batch", self.train.batch, "accumulate_discriminator"),
+                                       (of_generator, self.train.generator_images, "accumulate_generator")):
+            passes = getattr(self.train, accumulate)
+            parts = world_size * passes
+            in_passes = f" in {passes} passes (train.{accumulate})" if passes > 1 else ""
+            if batch % parts:
+                raise ConfigError(f"train.{key}: {batch} cannot be shared by {world_size} ranks{in_passes}; use a multiple of {parts}")
+            if batch // parts % group:
+                raise ConfigError(f"train.{key}: {batch} on {world_size} rank(s){in_passes} is {batch // parts} each, which is no multiple "
+                                  f"of {described}; use a multiple of {group * parts}")
+
+
+class StyleGAN2Config(Config):
+    """A run of StyleGAN2."""
+
+    model: StyleGAN2
+    loss: StyleGAN2Loss = StyleGAN2Loss()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+
+    remedies: ClassVar[str] = "a higher loss.r1_gamma, or model.num_fp16_res=0"
+
+    @model_validator(mode="after")
+    def check_path_length(self) -> "StyleGAN2Config":
+        shrink, batch = self.loss.path_length_batch_shrink, self.train.generator_images
+        if self.loss.path_length_interval and batch % shrink:
+            key = "train.batch" if self.train.generator_batch is None else "train.generator_batch"
+            raise ValueError(f"loss.path_length_batch_shrink: {shrink} does not divide {key}, which is {batch}")
+        return self
+
+    @property
+    def r1_gamma(self) -> float:
+        """gamma of R1: as given, or 0.0002 * resolution^2 / batch."""
+        if self.loss.r1_gamma is not None:
+            return self.loss.r1_gamma
+        return 0.0002 * self.model.resolution**2 / self.train.batch
+
+    def check_world_size(self, world_size: int) -> None:
+        """As every family's, and path length's smaller batch too."""
+        super().check_world_size(world_size)
+        batch, shrink, passes = self.train.generator_images, self.loss.path_length_batch_shrink, self.train.accumulate_generator
+        in_passes = f" in {passes} passes" if passes > 1 else ""
+        if self.loss.path_length_interval and batch // shrink % (world_size * passes):
+            raise ConfigError(f"loss.path_length_batch_shrink: {batch} / {shrink} images cannot be shared by {world_size} ranks{in_passes}")
+
+
+class BigGANConfig(Config):
+    """A run of BigGAN."""
+
+    model: BigGAN
+    loss: BigGANLoss = BigGANLoss()
+    optimizer: BigGANOptimizer = BigGANOptimizer()
+    train: BigGANTrain = BigGANTrain()
+
+    remedies: ClassVar[str] = "a larger train.batch, or more train.discriminator_steps"
+
+
+FAMILIES: dict[str, type[Config]] = {"stylegan2": StyleGAN2Config, "biggan": BigGANConfig}
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
@@ -455,13 +636,17 @@ def _copied(value: Any) -> Any:
 
 
 def _validated(data: dict[str, Any], source: str) -> Config:
+    model = data.get("model")
+    family = model.get("family", "stylegan2") if isinstance(model, dict) else "stylegan2"
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise ConfigError(f"{source}: model.family: expected {' or '.join(map(repr, FAMILIES))}, got {_said(family)}")
     try:
-        return Config.model_validate(data)
+        return FAMILIES[family].model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_sentence(error, data)}") from None
+        raise ConfigError(f"{source}: {_sentence(error, family)}") from None
 
 
-def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
+def _sentence(error: ValidationError, family: str) -> str:
     """The first thing wrong, with its key: an unknown key first, since a misspelt one explains a missing one."""
     unknown = ("extra_forbidden", "invalid_key")
     found = sorted(error.errors(), key=lambda e: e["type"] not in unknown)[0]
@@ -472,7 +657,7 @@ def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
         return ".".join(path + [str(found["ctx"]["error"])])
     key = ".".join(path)
     if kind in unknown:
-        return f"{key}: there is no such key" + _nearest(path)
+        return f"{key}: there is no such key" + _nearest(path, family)
     if kind == "missing":
         return f"{key}: is missing"
     if kind == "literal_error":
@@ -491,12 +676,15 @@ def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
 WORDS = {"boolean": "true or false", "list": "a list", "string": "text"}
 
 
-def _nearest(path: Sequence[str]) -> str:
-    """The key that a wrong one was meant to be: the same in another section, or one like it in this section."""
-    elsewhere = [key for key in _all_keys(Config) if key.rpartition(".")[2] == path[-1]]
+def _nearest(path: Sequence[str], family: str) -> str:
+    """What a wrong key was meant to be: another family's, the same in another section, or one like it in this section."""
+    for other, schema in FAMILIES.items():
+        if ".".join(path) in _all_keys(schema):
+            return f" in a {family}; it is a setting of {other}, and model.family is {family}"
+    elsewhere = [key for key in _all_keys(FAMILIES[family]) if key.rpartition(".")[2] == path[-1]]
     if elsewhere:
         return f"; did you mean {' or '.join(elsewhere)}?"
-    return _did_you_mean(path[-1], _keys_at(path[:-1]))
+    return _did_you_mean(path[-1], _keys_at(path[:-1], FAMILIES[family]))
 
 
 def _all_keys(model: type[Section]) -> Iterator[str]:
@@ -515,9 +703,8 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"; expected one of {', '.join(known)}" if known else ""
 
 
-def _keys_at(path: Sequence[str]) -> list[str]:
-    """The keys of the section at `path` of the schema."""
-    model: type[Section] = Config
+def _keys_at(path: Sequence[str], model: type[Section]) -> list[str]:
+    """The keys of the section at `path` of the schema `model`."""
     for name in path:
         if not name.isdecimal():
             model = next(_sections(model.model_fields[name].annotation))

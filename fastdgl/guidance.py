@@ -3,13 +3,11 @@
 Source: Tian et al. 2021, "Discriminator Guided Learning for GAN Compression" (arXiv 2112.06502).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-
-from .losses import nonsaturating_generator_loss
 
 
 def freeze(discriminator: nn.Module) -> nn.Module:
@@ -46,19 +44,20 @@ class Guide:
         return [discriminator(images, c) for discriminator in self.discriminators]
 
 
-def guidance_loss(scores: Sequence[Tensor], dynamic: bool) -> Tensor:
+def guidance_loss(scores: Sequence[Tensor], dynamic: bool, generator_loss: Callable[[Tensor], Tensor]) -> Tensor:
     """What the teachers add to G's loss, before lambda, per sample.
 
-        uniform: sum_i softplus(-D_bar_i(G(z)))
-        dynamic: sum_i max(-D_bar_i(G(z)), 0) * softplus(-D_bar_i(G(z))),  the weight detached
+        uniform: sum_i L(D_bar_i(G(z)))
+        dynamic: sum_i max(-D_bar_i(G(z)), 0) * L(D_bar_i(G(z))),  the weight detached
 
     Args:
         scores: Logits `[N, 1]` of each teacher on the same images.
+        generator_loss: L, what G minimises of its own discriminator's logits.
 
     Returns:
         `[N, 1]`.
     """
-    losses = [nonsaturating_generator_loss(score) for score in scores]
+    losses = [generator_loss(score) for score in scores]
     if dynamic:
         losses = [(-score.detach()).clamp(min=0) * loss for score, loss in zip(scores, losses)]
     return torch.stack(losses).sum(dim=0)

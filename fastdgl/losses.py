@@ -1,7 +1,8 @@
 """What is minimised: pure functions of logits, images and latents."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,59 @@ def nonsaturating_generator_loss(fake_logits: Tensor) -> Tensor:
 def nonsaturating_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """`softplus(D(G(z))) + softplus(-D(x))` per sample, `[N, 1]`."""
     return F.softplus(fake_logits) + F.softplus(-real_logits)
+
+
+def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
+    """`-D(G(z))` per sample, `[N, 1]`.
+
+    Source: Lim and Ye 2017, "Geometric GAN"; Brock et al. 2019, "Large Scale GAN Training for High Fidelity Natural
+    Image Synthesis", section 3.
+    """
+    return -fake_logits
+
+
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """`relu(1 + D(G(z))) + relu(1 - D(x))` per sample, `[N, 1]`: nothing more to gain beyond a margin of 1."""
+    return F.relu(1 + fake_logits) + F.relu(1 - real_logits)
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """The two sides of a GAN's game, per sample, `[N, 1]`.
+
+    generator: Of logits of fake images; a teacher's count in the same way.
+    discriminator: Of logits of real and of fake images.
+    """
+
+    generator: Callable[[Tensor], Tensor]
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+
+
+# by the name that `loss.adversarial` gives
+ADVERSARIAL = {
+    "nonsaturating": Adversarial(nonsaturating_generator_loss, nonsaturating_discriminator_loss),
+    "hinge": Adversarial(hinge_generator_loss, hinge_discriminator_loss),
+}
+
+
+def orthogonal_penalty(weights: Iterable[Tensor]) -> Tensor:
+    """How far the filters of each weight are from orthogonal to one another; their lengths are free.
+
+        sum over weights of |W W^T * (1 - I)|^2 / 2,  whose gradient is 2 (W W^T * (1 - I)) W
+
+    Args:
+        weights: `[O, ...]` each, at least one.
+
+    Returns:
+        A scalar, differentiable.
+
+    Source: Brock et al. 2019, section 3.1, equation 3, halved as in the authors' code.
+    """
+    penalties = []
+    for weight in weights:
+        gram = weight.flatten(1) @ weight.flatten(1).T                    # [O, O]
+        penalties.append((gram - gram.diagonal().diag()).square().sum() / 2)
+    return torch.stack(penalties).sum()
 
 
 def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:

@@ -223,7 +223,7 @@ def test_names_a_wrong_type(tmp_path, text, said):
     ("{resolution: '32'}", "model.resolution: expected integer, got '32'"),
     ("{resolution: 33}", "model.resolution: 33 is not a power of two of at least 8"),
     ("{resolution: 4}", "model.resolution: 4 is not a power of two of at least 8"),
-    ("{resolution: 32, family: stylegan3}", "model.family: expected 'stylegan2', got 'stylegan3'"),
+    ("{resolution: 32, family: stylegan3}", "model.family: expected 'stylegan2' or 'biggan', got 'stylegan3'"),
     ("{resolution: 32, channels: 4}", "model.channels: expected 1 or 3, got 4"),
     ("{resolution: 32, channels: true}", "model.channels: expected 1 or 3, got 'true'"),
     ("{resolution: 32, low_precision: fp16}", "model.low_precision: expected 'float16' or 'bfloat16', got 'fp16'"),

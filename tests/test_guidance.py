@@ -8,6 +8,7 @@ from numerics import normal
 from torch import nn
 
 from fastdgl.guidance import Guide, freeze, guidance_loss
+from fastdgl.losses import hinge_generator_loss, nonsaturating_generator_loss
 from fastdgl.models.stylegan2 import Discriminator
 
 
@@ -20,27 +21,37 @@ def column(*values):
 
 
 def test_one_teacher_adds_its_non_saturating_loss():
-    loss = guidance_loss([column(-2, 0, 3)], dynamic=False)
+    loss = guidance_loss([column(-2, 0, 3)], dynamic=False, generator_loss=nonsaturating_generator_loss)
     torch.testing.assert_close(loss, column(softplus(2), softplus(0), softplus(-3)))
 
 
 def test_uniform_sums_the_teachers():
-    loss = guidance_loss([column(-2, 0, 3), column(1, -1, -4)], dynamic=False)
+    loss = guidance_loss([column(-2, 0, 3), column(1, -1, -4)], dynamic=False, generator_loss=nonsaturating_generator_loss)
     torch.testing.assert_close(loss, column(softplus(2) + softplus(-1), softplus(0) + softplus(1), softplus(-3) + softplus(4)))
 
 
 def test_dynamic_weights_each_teacher_by_its_dislike_of_the_sample():
-    loss = guidance_loss([column(-2, 0, 3), column(1, -1, -4)], dynamic=True)
+    loss = guidance_loss([column(-2, 0, 3), column(1, -1, -4)], dynamic=True, generator_loss=nonsaturating_generator_loss)
     torch.testing.assert_close(loss, column(2 * softplus(2), 1 * softplus(1), 4 * softplus(4)))
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["uniform", "dynamic"])
 def test_the_weight_takes_no_part_in_the_gradient(dynamic):
     score = column(-2, 0, 3)
-    gradient, = torch.autograd.grad(guidance_loss([score], dynamic).sum(), score)
+    gradient, = torch.autograd.grad(guidance_loss([score], dynamic, nonsaturating_generator_loss).sum(), score)
     # softplus(-t)' = -sigmoid(-t), times the weight as a constant
     slope = -torch.sigmoid(-score.detach())
     torch.testing.assert_close(gradient, slope * column(2, 0, 0).detach() if dynamic else slope)
+
+
+def test_a_hinge_takes_the_teachers_scores_as_they_are():
+    scores = [column(-2, 0, 3), column(1, -1, -4)]
+    torch.testing.assert_close(guidance_loss(scores, dynamic=False, generator_loss=hinge_generator_loss), column(1, 1, 1))
+    dynamic = guidance_loss(scores, dynamic=True, generator_loss=hinge_generator_loss)
+    torch.testing.assert_close(dynamic, column(4, 1, 16))
+    # the weight takes no part: -1 times max(-D, 0)
+    gradient, = torch.autograd.grad(dynamic.sum(), scores[1])
+    torch.testing.assert_close(gradient, column(0, -1, -4).detach())
 
 
 @pytest.mark.parametrize(("images", "weight"), [(0, 0), (1_000, 0.025), (2_000, 0.05), (4_000, 0.1), (9_000, 0.1)], ids=str)
@@ -75,7 +86,7 @@ def test_a_frozen_teacher_takes_no_gradients_and_passes_them_on():
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     images = normal(4, 3, 8, 8, dtype=torch.float32).requires_grad_()
-    guidance_loss(Guide([teacher], 0.1).scores(images, None), dynamic=False).sum().backward()
+    guidance_loss(Guide([teacher], 0.1).scores(images, None), dynamic=False, generator_loss=nonsaturating_generator_loss).sum().backward()
     assert images.grad.flatten(1).ne(0).any(dim=1).all()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 from numerics import normal
 
-from fastdgl.losses import nonsaturating_discriminator_loss, nonsaturating_generator_loss, path_lengths, r1_penalty
+from fastdgl.losses import (
+    ADVERSARIAL, hinge_discriminator_loss, hinge_generator_loss, nonsaturating_discriminator_loss, nonsaturating_generator_loss,
+    orthogonal_penalty, path_lengths, r1_penalty)
 
 LOGITS = torch.tensor([[-200.0], [-3.0], [0.0], [0.5], [200.0]], dtype=torch.float64)
 
@@ -31,6 +33,43 @@ def test_losses_are_finite_where_exp_is_not():
     logits = torch.tensor([[-1e4], [1e4]])
     assert nonsaturating_generator_loss(logits).flatten().tolist() == [1e4, 0]
     assert nonsaturating_discriminator_loss(logits, logits).flatten().tolist() == [1e4, 1e4]
+
+
+def test_hinge_generator_loss_is_minus_the_logit():
+    assert torch.equal(hinge_generator_loss(LOGITS), -LOGITS)
+
+
+def test_hinge_discriminator_loss_ends_at_a_margin_of_one():
+    real, fake = LOGITS, LOGITS.flip(0)
+    expected = np.maximum(0, 1 - real.numpy()) + np.maximum(0, 1 + fake.numpy())
+    np.testing.assert_allclose(hinge_discriminator_loss(real, fake), expected)
+    # real above 1 and fake below -1: nothing left to learn
+    assert hinge_discriminator_loss(torch.tensor([[1.5]]), torch.tensor([[-1.5]])).item() == 0
+    assert hinge_discriminator_loss(torch.tensor([[-1.0]]), torch.tensor([[3.0]])).item() == 2 + 4
+
+
+def test_each_family_has_its_two_losses():
+    from fastdgl import config as configs
+    assert {family.model_fields["loss"].default.adversarial for family in configs.FAMILIES.values()} == set(ADVERSARIAL)
+    for name, adversarial in ADVERSARIAL.items():
+        # G is better off where D takes fakes for real, and D where it does not
+        low, high = torch.tensor([[-0.5]]), torch.tensor([[0.5]])
+        assert adversarial.generator(high) < adversarial.generator(low), name
+        assert adversarial.discriminator(high, low) < adversarial.discriminator(low, high), name
+
+
+def test_the_gradient_of_the_orthogonal_penalty_is_that_of_the_authors():
+    """2 (W W^T * (1 - I)) W for each weight, convolutions as matrices."""
+    weights = [normal(4, 3, 2, 2).requires_grad_(), normal(5, 6, seed=1).requires_grad_()]
+    for weight, gradient in zip(weights, torch.autograd.grad(orthogonal_penalty(weights), weights)):
+        W = weight.detach().reshape(len(weight), -1)
+        expected = 2 * (W @ W.T * (1 - torch.eye(len(W), dtype=W.dtype))) @ W
+        torch.testing.assert_close(gradient.reshape(W.shape), expected)
+
+
+def test_orthogonal_filters_of_any_length_have_no_penalty():
+    assert orthogonal_penalty([torch.diag(torch.tensor([3.0, 0.1, 7.0]))]) == 0
+    assert orthogonal_penalty([torch.ones(2, 3)]) == 9
 
 
 def test_r1_of_a_quadratic():
