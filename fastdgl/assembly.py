@@ -61,16 +61,19 @@ def check_agreement(config: Config, dataset: ImageDataset) -> None:
         raise ConfigError(f"model.channels: {config.model.channels}, but the images in {config.images.path} have {dataset.channels}")
     for reference in [config.start, *(teacher.checkpoint for teacher in config.guidance.teachers)]:
         if reference is not None and not reference.startswith(STAGE_PREFIX):
-            open_matching(reference, dataset)
+            open_matching(reference, config, dataset)
 
 
-def open_matching(path: str, dataset: ImageDataset) -> Snapshot:
-    """A snapshot of the same kind of images as the run's.
+def open_matching(path: str, config: Config, dataset: ImageDataset) -> Snapshot:
+    """A snapshot of the same family of networks and kind of images as the run's.
 
     Raises:
-        CheckpointError: It is missing, of another resolution, or of other channels or classes.
+        CheckpointError: It is missing, of another family or resolution, or of other channels or classes.
     """
     snapshot = checkpoints.open_snapshot(path)
+    # the logits of another family's loss mean something else
+    if snapshot.family != config.model.family:
+        raise CheckpointError(f"{path}: holds networks of family {snapshot.family}, this run trains {config.model.family}; they must agree")
     checkpoints.check_same_images(snapshot, dataset)
     return snapshot
 
@@ -90,7 +93,7 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
 
     # every file is opened and checked before the first engine is made
     teachers = [open_teacher(teacher.checkpoint, config, dataset, run.world_size) for teacher in config.guidance.teachers]
-    start = None if config.start is None or resumed else open_matching(config.start, dataset)
+    start = None if config.start is None or resumed else open_matching(config.start, config, dataset)
     if start is not None:
         for network, name in ((G, "G"), (D, "D"), (average, "G_ema")):
             checkpoints.load_strictly(network, start.state_dict(name), f"start: {name} in {start.path}")
@@ -121,12 +124,10 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
 
 
 def open_teacher(path: str, config: Config, dataset: ImageDataset, world_size: int) -> Snapshot:
-    """A teacher's snapshot, of the same kind of images, whose minibatch standard deviation a rank's batch can form."""
-    snapshot = open_matching(path, dataset)
-    group, batch = snapshot.arguments["D"]["mbstd_group_size"], config.train.batch
-    if batch // world_size % group:
-        raise ConfigError(f"train.batch: {batch} on {world_size} rank(s) is {batch // world_size} each, which is no multiple of {group}, the "
-                          f"group of the teacher's minibatch standard deviation; use a multiple of {group * world_size}")
+    """A teacher's snapshot, of the same family and kind of images, whose minibatch standard deviation a rank's batch can form."""
+    snapshot = open_matching(path, config, dataset)
+    group = snapshot.minibatch_group
+    config.check_group(world_size, group, f"{group}, the group of the teacher's minibatch standard deviation")
     return snapshot
 
 

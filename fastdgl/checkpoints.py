@@ -50,6 +50,12 @@ class Snapshot:
     seen: int
     class_names: Sequence[str] | None
 
+    @property
+    def minibatch_group(self) -> int:
+        """How many samples of a batch D compares with each other; 1 where each is scored by itself."""
+        _, discriminator = models.FAMILIES[self.family]
+        return 1 if discriminator.independent_samples else self.arguments["D"]["mbstd_group_size"]
+
     def network(self, name: str, **changes: Any) -> nn.Module:
         """The network `name`, one of G, D, G_ema, in eval mode on the CPU.
 
@@ -124,8 +130,9 @@ def open_snapshot(path: str | Path) -> Snapshot:
         if header["family"] not in models.FAMILIES:
             raise CheckpointError(f"{path}: holds networks of family {header['family']!r}; expected one of {', '.join(models.FAMILIES)}")
         snapshot = Snapshot(path, header["family"], {"G": header["G"], "D": header["D"]}, header["seen"], header["classes"])
-        for key in ("img_resolution", "img_channels", "c_dim", "mbstd_group_size"):
+        for key in ("img_resolution", "img_channels", "c_dim"):
             snapshot.arguments["D"][key]
+        snapshot.minibatch_group
         return snapshot
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError):
         raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "

@@ -118,9 +118,9 @@ class BigGAN(Section):
     generator_ch, discriminator_ch: Width: the multiple of which every layer's channels are made.
     hier: Hand each block a chunk of z beside the class.
     shared_dim: Width of the class embedding that all blocks share; 0 for an embedding of each block's own.
-    attention: Resolutions whose features attend to each other.
-    init: How convolutions and embeddings begin; `normal` is N(0, 0.02).
-    sn_eps, bn_eps: What keeps spectral and batch normalization from dividing by zero.
+    attention: Resolution of the features that attend to each other; 0 for none.
+    init: How every weight begins; `normal` is N(0, 0.02).
+    sn_eps: What keeps spectral normalization from dividing by zero.
     sync_batchnorm: Statistics of the batches of all ranks, not of each rank's own.
     """
 
@@ -132,10 +132,9 @@ class BigGAN(Section):
     discriminator_ch: PositiveInt = 96
     hier: bool = True
     shared_dim: Annotated[int, Field(ge=0)] = 128
-    attention: list[int] = [64]
-    init: Literal["orthogonal", "normal", "xavier"] = "orthogonal"
+    attention: Annotated[int, Field(ge=0)] = 64
+    init: Literal["orthogonal", "normal"] = "orthogonal"
     sn_eps: Positive = 1e-6
-    bn_eps: Positive = 1e-5
     sync_batchnorm: bool = True
 
     conditional: ClassVar[bool] = True
@@ -146,7 +145,7 @@ class BigGAN(Section):
     def generator_arguments(self, c_dim: int) -> dict[str, Any]:
         """What `models.generator` takes, for `c_dim` classes."""
         return {"z_dim": self.z_dim, "ch": self.generator_ch, "hier": self.hier, "shared_dim": self.shared_dim,
-                "bn_eps": self.bn_eps, "sync_batchnorm": self.sync_batchnorm} | self._shared(c_dim)
+                "sync_batchnorm": self.sync_batchnorm} | self._shared(c_dim)
 
     def discriminator_arguments(self, c_dim: int) -> dict[str, Any]:
         """What `models.discriminator` takes, for `c_dim` classes."""

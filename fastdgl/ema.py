@@ -1,6 +1,7 @@
 """The average generator, which is the one that is kept."""
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -17,16 +18,28 @@ def averaged_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).float().eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def update(average: nn.Module, network: nn.Module, images: int, half_life: float) -> None:
-    """Move `average` towards `network` after a step on `images` images.
+def beta_after(images: int, half_life: float) -> float:
+    """What a step on `images` images leaves of the average: 0.5 ** (images / half_life)."""
+    return 0.5 ** (images / max(half_life, 1e-8))
 
-        beta = 0.5 ** (images / half_life)
+
+@torch.no_grad()
+def update(average: nn.Module, network: nn.Module, beta: float, averaged_buffers: Collection[str] = ()) -> None:
+    """Move `average` towards `network`: beta * average + (1 - beta) * network.
 
     Buffers, such as the mean of w, are copied.
+
+    Args:
+        averaged_buffers: Names, without their modules', of buffers that are averaged as parameters are. Those of batch
+            norm are: the network's own belong to weights that the average does not have, and to first order the mean of
+            statistics belongs to the mean of weights. The vectors of spectral norm are not: a mean of unit vectors is
+            none, and a step of power iteration from the newest finds the average's own.
     """
-    beta = 0.5 ** (images / max(half_life, 1e-8))
-    parameters = list(average.parameters())
-    torch._foreach_lerp_(parameters, [p.to(q.dtype) for p, q in zip(network.parameters(), parameters)], 1 - beta)
-    for mine, theirs in zip(average.buffers(), network.buffers()):
-        mine.copy_(theirs)
+    mine, theirs = list(average.parameters()), list(network.parameters())
+    for (name, buffer), newest in zip(average.named_buffers(), network.buffers()):
+        if name.rpartition(".")[2] in averaged_buffers:
+            mine.append(buffer)
+            theirs.append(newest)
+        else:
+            buffer.copy_(newest)
+    torch._foreach_lerp_(mine, [x.to(y.dtype) for x, y in zip(theirs, mine)], 1 - beta)

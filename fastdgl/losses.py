@@ -70,7 +70,8 @@ def orthogonal_penalty(weights: Iterable[Tensor]) -> Tensor:
     """
     penalties = []
     for weight in weights:
-        gram = weight.flatten(1) @ weight.flatten(1).T                    # [O, O]
+        rows = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+        gram = rows @ rows.T                                              # [O, O]
         penalties.append((gram - gram.diagonal().diag()).square().sum() / 2)
     return torch.stack(penalties).sum()
 

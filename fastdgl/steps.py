@@ -1,4 +1,4 @@
-"""The algorithm: one iteration of a GAN with lazy regularization, in which DGL is one term of G's loss."""
+"""The algorithm: the steps of a GAN, in which DGL is one term of G's loss. The networks know their family, nothing here does."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from . import config as configs
+from .config import BigGANLoss, StyleGAN2Loss
 from .engines import Engine, average_over_ranks
 from .guidance import Guide, guidance_loss
 from .latents import Latents
-from .losses import nonsaturating_discriminator_loss, nonsaturating_generator_loss, path_lengths, r1_penalty
+from .losses import ADVERSARIAL, orthogonal_penalty, path_lengths, r1_penalty
 
+Loss = StyleGAN2Loss | BigGANLoss
 # called as record(name, values) with tensors that stay on their device
 Record = Callable[[str, Tensor], None]
 
@@ -44,53 +45,49 @@ def learning(network: nn.Module) -> Iterator[None]:
         network.requires_grad_(False)
 
 
-def generate(G: nn.Module, latents: Latents, c: Tensor, style_mixing: float, update_w_avg: bool = False) -> tuple[Tensor, Tensor]:
-    """Training images of classes `c`, and the latents they were made from: `[N, C, H, W]`, `[N, num_ws, w_dim]`."""
-    N = len(c)
-    ws = G.mapping(latents.normal([N, G.z_dim]), c, update_w_avg=update_w_avg)
-    cutoff = latents.mixing_cutoff(G.num_ws, style_mixing)
-    if cutoff < G.num_ws:
-        second = G.mapping(latents.normal([N, G.z_dim]), c)
-        ws = torch.cat([ws[:, :cutoff], second[:, cutoff:]], dim=1)
-    return G.synthesis(ws, normal=latents.normal), ws
-
-
-def generator_step(gan: Adversaries, latents: Latents, loss: configs.Loss, N: int, guidance_weight: float, record: Record) -> None:
+def generator_step(gan: Adversaries, latents: Latents, loss: Loss, N: int, guidance_weight: float, record: Record, passes: int = 1) -> None:
     """G minimises its own adversarial loss plus lambda times the teachers', on the same images.
 
-        softplus(-D(G(z))) + lambda * sum_i softplus(-D_bar_i(G(z)))
+        L(D(G(z))) + lambda * sum_i L(D_bar_i(G(z))),   L(s) = softplus(-s) or -s
 
     Args:
         N: Images of this rank.
         guidance_weight: lambda now.
+        passes: How many parts the images come in, for the memory of one; the step is that of the mean of their gradients.
     """
     G, D = gan.G.module, gan.D.module
+    generator_loss = ADVERSARIAL[loss.adversarial].generator
     with learning(G):
-        c = latents.classes(N)
-        fake, _ = generate(G, latents, c, loss.style_mixing, update_w_avg=True)
-        logits = D(fake, c)
-        adversarial = nonsaturating_generator_loss(logits)
-        objective = adversarial.mean()
-        record("Loss/scores/fake", logits)
-        record("Loss/signs/fake", logits.sign())
-        record("Loss/G/adversarial", adversarial)
-        if gan.guide.discriminators:
-            # at lambda 0 the teachers are watched, and cannot do harm
-            with torch.set_grad_enabled(guidance_weight > 0):
-                scores = gan.guide.scores(fake, c)
-                guidance = guidance_loss(scores, gan.guide.dynamic)
-            if guidance_weight > 0:
-                objective = objective + guidance_weight * guidance.mean()
-            record("Loss/G/guidance", guidance)
-            for i, score in enumerate(scores):
-                record(f"Loss/scores/teacher{i}_fake", score)
-        record("Loss/G/loss", objective)
-        gan.G.backward(objective)
+        for part in range(passes):
+            c = latents.classes(N // passes)
+            fake = G.training_images(latents, c, track=True, **loss.sampling)
+            logits = D(fake, c)
+            adversarial = generator_loss(logits)
+            objective = adversarial.mean()
+            record("Loss/scores/fake", logits)
+            record("Loss/signs/fake", logits.sign())
+            record("Loss/G/adversarial", adversarial)
+            if gan.guide.discriminators:
+                # at lambda 0 the teachers are watched, and cannot do harm
+                with torch.set_grad_enabled(guidance_weight > 0):
+                    scores = gan.guide.scores(fake, c)
+                    guidance = guidance_loss(scores, gan.guide.dynamic, generator_loss)
+                if guidance_weight > 0:
+                    objective = objective + guidance_weight * guidance.mean()
+                record("Loss/G/guidance", guidance)
+                for i, score in enumerate(scores):
+                    record(f"Loss/scores/teacher{i}_fake", score)
+            if loss.orthogonal_weight:
+                penalty = orthogonal_penalty(G.orthogonal_weights())
+                objective = objective + loss.orthogonal_weight * penalty
+                record("Loss/orthogonal_penalty", penalty)
+            record("Loss/G/loss", objective)
+            gan.G.backward(objective / passes, last=part == passes - 1)
         gan.G.step()
-    average_over_ranks([G.mapping.w_avg])
+    average_over_ranks(G.running_statistics())
 
 
-def path_length_step(gan: Adversaries, latents: Latents, loss: configs.Loss, N: int, record: Record) -> None:
+def path_length_step(gan: Adversaries, latents: Latents, loss: StyleGAN2Loss, N: int, record: Record, passes: int = 1) -> None:
     """Keep the generator's steps in image space even, on a smaller batch; the teachers have no part in it.
 
         w_pl * k * (|J^T y| - a)^2,   a the running mean of |J^T y|
@@ -99,40 +96,56 @@ def path_length_step(gan: Adversaries, latents: Latents, loss: configs.Loss, N: 
     """
     G = gan.G.module
     with learning(G):
-        fake, ws = generate(G, latents, latents.classes(N // loss.path_length_batch_shrink), loss.style_mixing)
-        lengths = path_lengths(fake, ws, latents.normal)
-        mean = lengths.detach().mean()
-        average_over_ranks([mean])
-        gan.path_length_mean.lerp_(mean, loss.path_length_decay)
-        penalty = (lengths - gan.path_length_mean).square()
-        record("Loss/pl_penalty", penalty)
-        weight = loss.path_length_weight * loss.path_length_interval
-        gan.G.backward((weight * penalty + touch(fake)).mean())
+        for part in range(passes):
+            c = latents.classes(N // loss.path_length_batch_shrink // passes)
+            ws = G.training_ws(latents, c, loss.style_mixing)
+            fake = G.synthesis(ws, normal=latents.normal)
+            lengths = path_lengths(fake, ws, latents.normal)
+            mean = lengths.detach().mean()
+            average_over_ranks([mean])
+            gan.path_length_mean.lerp_(mean, loss.path_length_decay)
+            penalty = (lengths - gan.path_length_mean).square()
+            record("Loss/pl_penalty", penalty)
+            weight = loss.path_length_weight * loss.path_length_interval
+            gan.G.backward((weight * penalty + touch(fake)).mean() / passes, last=part == passes - 1)
         gan.G.step()
 
 
-def discriminator_step(gan: Adversaries, real: Tensor, real_c: Tensor, latents: Latents, loss: configs.Loss, record: Record) -> None:
+def discriminator_step(gan: Adversaries, real: Tensor, real_c: Tensor, latents: Latents, loss: Loss, record: Record, passes: int = 1) -> None:
     """D tells real from fresh fake images; a teacher that learns does so on the same images.
 
-        softplus(D(G(z'))) + softplus(-D(x))
+        softplus(D(G(z'))) + softplus(-D(x)),   or relu(1 + D(G(z'))) + relu(1 - D(x))
     """
+    discriminator_loss = ADVERSARIAL[loss.adversarial].discriminator
+    parts = []
     with torch.no_grad():
-        c = latents.classes(len(real))
-        fake, _ = generate(gan.G.module, latents, c, loss.style_mixing)
+        # every so many samples, which leaves the groups of the minibatch standard deviation as they were
+        for x, x_c in ((real[part::passes], real_c[part::passes]) for part in range(passes)):
+            c = latents.classes(len(x))
+            parts.append((gan.G.module.training_images(latents, c, track=False, **loss.sampling), c, x, x_c))
 
     for engine, teacher in discriminators(gan):
         D = engine.module
         with learning(D):
-            fake_logits, real_logits = D(fake, c), D(real, real_c)
-            objective = nonsaturating_discriminator_loss(real_logits, fake_logits)
-            record(f"Loss/scores/{teacher}real", real_logits)
-            record(f"Loss/signs/{teacher}real", real_logits.sign())
-            record(f"Loss/{teacher}D/loss", objective)
-            engine.backward(objective.mean())
+            for part, images in enumerate(parts):
+                fake_logits, real_logits = scores_of_both(D, *images)
+                objective = discriminator_loss(real_logits, fake_logits)
+                record(f"Loss/scores/{teacher}real", real_logits)
+                record(f"Loss/signs/{teacher}real", real_logits.sign())
+                record(f"Loss/{teacher}D/loss", objective)
+                engine.backward(objective.mean() / passes, last=part == passes - 1)
             engine.step()
 
 
-def r1_step(gan: Adversaries, real: Tensor, real_c: Tensor, loss: configs.Loss, gamma: float, record: Record) -> None:
+def scores_of_both(D: nn.Module, fake: Tensor, c: Tensor, real: Tensor, real_c: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `[N, 1]` of fake and of as many real images; in one pass, but for a D that compares the samples of a batch."""
+    if D.independent_samples:
+        fake_logits, real_logits = D(torch.cat([fake, real]), torch.cat([c, real_c])).chunk(2)
+        return fake_logits, real_logits
+    return D(fake, c), D(real, real_c)
+
+
+def r1_step(gan: Adversaries, real: Tensor, real_c: Tensor, loss: StyleGAN2Loss, gamma: float, record: Record, passes: int = 1) -> None:
     """Keep D flat around the real images, and each teacher that learns.
 
         (gamma / 2) * k * |grad_x D(x)|^2,   k the interval of lazy regularization
@@ -140,11 +153,12 @@ def r1_step(gan: Adversaries, real: Tensor, real_c: Tensor, loss: configs.Loss, 
     for engine, teacher in discriminators(gan):
         D = engine.module
         with learning(D):
-            images = real.detach().requires_grad_(True)
-            logits = D(images, real_c)
-            penalty = r1_penalty(logits, images)
-            record(f"Loss/{teacher}r1_penalty", penalty)
-            engine.backward((gamma / 2 * loss.r1_interval * penalty + touch(logits)).mean())
+            for part in range(passes):
+                images = real[part::passes].detach().requires_grad_(True)
+                logits = D(images, real_c[part::passes])
+                penalty = r1_penalty(logits, images)
+                record(f"Loss/{teacher}r1_penalty", penalty)
+                engine.backward((gamma / 2 * loss.r1_interval * penalty + touch(logits)).mean() / passes, last=part == passes - 1)
             engine.step()
 
 

@@ -1,4 +1,4 @@
-"""Train a StyleGAN2, or compress one under a teacher discriminator's guidance (DGL).
+"""Train a StyleGAN2 or BigGAN, or compress one under a teacher discriminator's guidance (DGL).
 
     deepspeed fastdgl/train.py --config configs/ffhq.yaml train.batch=16
 
@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,9 @@ from fastdgl.models.cost import macs, parameter_count
 from fastdgl.samples import SampleSheet
 
 CONFIG_NAME = "config.yaml"
+
+# real images [N, C, H, W] and their labels [N, c_dim]
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class TrainingError(RuntimeError):
@@ -85,13 +88,13 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     with closing(images), closing(journal):
         tick_start, maintenance, stats, suspects = progress.seen, 0.0, {}, set()
         while progress.seen < end:
-            real, real_c = next(images)
-            iterate(student, real, real_c, latents, config, progress, journal)
-            journal.advance(batch)
+            seen = progress.seen
+            real, real_c = iterate(student, images, latents, config, run.world_size, progress, journal)
+            journal.advance(progress.seen - seen)
             done = progress.seen >= end
             # the first tick closes after one step, to show that training runs
             if done or progress.tick == 0 or progress.seen >= tick_start + config.train.tick_kimg * 1000:
-                record_teachers(student, real, real_c, journal)
+                record_teachers(student, real, real_c, config.train.accumulate_discriminator, journal)
                 stats = journal.tick(progress.seen, progress.tick, maintenance)
                 suspects = check_finite(config, student, stats, suspects, tick_start, progress.seen)
                 maintenance = -time.perf_counter()
@@ -103,29 +106,44 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     return summary(config, folder, dataset, student, progress, stats)
 
 
-def iterate(student: Student, real: torch.Tensor, real_c: torch.Tensor, latents: Latents, config: Config, progress: Progress,
-            journal: Journal) -> None:
-    """One iteration: G, D, their lazy regularization, the average."""
-    gan, loss, N, i = student.gan, config.loss, len(real), progress.iteration
+def iterate(student: Student, images: Iterator[Batch], latents: Latents, config: Config, world_size: int, progress: Progress,
+            journal: Journal) -> Batch:
+    """One iteration: G, D as often as it steps, their lazy regularization, the average. The images that D saw last."""
+    gan, loss, settings, i = student.gan, config.loss, config.train, progress.iteration
+    N, passes = settings.generator_images // world_size, settings.accumulate_generator
     guidance_weight = gan.guide.weight_at(progress.seen - student.start_images)
-    steps.generator_step(gan, latents, loss, N, guidance_weight, journal.record)
+    steps.generator_step(gan, latents, loss, N, guidance_weight, journal.record, passes)
     if loss.path_length_interval and i % loss.path_length_interval == 0:
-        steps.path_length_step(gan, latents, loss, N, journal.record)
-    steps.discriminator_step(gan, real, real_c, latents, loss, journal.record)
-    if loss.r1_interval and i % loss.r1_interval == 0:
-        steps.r1_step(gan, real, real_c, loss, config.r1_gamma, journal.record)
+        steps.path_length_step(gan, latents, loss, N, journal.record, passes)
+    passes = settings.accumulate_discriminator
+    for step in range(settings.discriminator_steps):
+        real, real_c = next(images)
+        steps.discriminator_step(gan, real, real_c, latents, loss, journal.record, passes)
+        if loss.r1_interval and (i * settings.discriminator_steps + step) % loss.r1_interval == 0:
+            steps.r1_step(gan, real, real_c, loss, config.r1_gamma, journal.record, passes)
 
     progress.iteration += 1
-    progress.seen += config.train.batch
-    half_life = ema.half_life(progress.seen, config.train.ema_kimg, config.train.ema_rampup)
-    ema.update(student.average, gan.G.module, config.train.batch, half_life)
+    progress.seen += settings.batch * settings.discriminator_steps
+    ema.update(student.average, gan.G.module, beta(config, progress), gan.G.module.averaged_buffers)
+    return real, real_c
+
+
+def beta(config: Config, progress: Progress) -> float:
+    """What the step that ends now leaves of the averaged generator: by the images shown, or by the steps of G."""
+    settings = config.train
+    if settings.ema_decay is None:
+        half_life = ema.half_life(progress.seen, settings.ema_kimg, settings.ema_rampup)
+        return ema.beta_after(settings.batch * settings.discriminator_steps, half_life)
+    # a run that starts from a snapshot has an average already
+    return 0.0 if progress.iteration < settings.ema_start and config.start is None else settings.ema_decay
 
 
 @torch.no_grad()
-def record_teachers(student: Student, real: torch.Tensor, real_c: torch.Tensor, journal: Journal) -> None:
+def record_teachers(student: Student, real: torch.Tensor, real_c: torch.Tensor, passes: int, journal: Journal) -> None:
     """The teachers' scores of real images, once a tick; those of fake images come with G's steps."""
-    for i, scores in enumerate(student.gan.guide.scores(real, real_c)):
-        journal.record(f"Loss/scores/teacher{i}_real", scores)
+    for part in range(passes):
+        for i, scores in enumerate(student.gan.guide.scores(real[part::passes], real_c[part::passes])):
+            journal.record(f"Loss/scores/teacher{i}_real", scores)
 
 
 def check_finite(config: Config, student: Student, stats: dict[str, Statistic], suspects: set[str], tick_start: int, seen: int) -> set[str]:
@@ -150,8 +168,7 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
                  if not all(p.isfinite().all() for p in network.parameters())]
     if culprits:
         raise TrainingError(f"{culprits[0]} between {tick_start / 1000:g} and {seen / 1000:g} kimg: training has diverged; nothing of this tick "
-                            f"was saved; resume from the last checkpoint with a lower learning rate, a higher loss.r1_gamma, or "
-                            f"model.num_fp16_res=0")
+                            f"was saved; resume from the last checkpoint with a lower learning rate, {config.remedies}")
     return found
 
 
@@ -316,7 +333,7 @@ def train_all(plan: Sequence[Config], run: Run) -> list[Summary]:
 @click.argument("overrides", nargs=-1)
 def main(config_path: Path | None, resume_folder: Path | None, stage: str | None, dry_run: bool, local_rank: str | None,
          overrides: tuple[str, ...]) -> None:
-    """Train a StyleGAN2, or compress one (DGL). OVERRIDES change single values of the config: train.batch=16."""
+    """Train a StyleGAN2 or BigGAN, or compress one (DGL). OVERRIDES change single values of the config: train.batch=16."""
     if (config_path is None) == (resume_folder is None):
         raise click.UsageError("give either --config FILE or --resume RUN_FOLDER")
     if resume_folder is not None and stage is not None:

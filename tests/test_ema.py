@@ -20,34 +20,34 @@ class Network(nn.Module):
 @pytest.mark.parametrize(("images", "left"), [(0, 1), (1000, 1 / 2), (2000, 1 / 4), (500, 0.5**0.5)], ids=str)
 def test_the_distance_halves_in_a_half_life(images, left):
     average, network = Network(8), Network(0)
-    ema.update(average, network, images, half_life=1000)
+    ema.update(average, network, ema.beta_after(images, half_life=1000))
     torch.testing.assert_close(average.weight.detach(), torch.full([3], 8.0 * left))
     torch.testing.assert_close(average.scalar.detach(), torch.tensor(8.0 * left))
 
 
 def test_two_updates_are_one_over_as_many_images():
     network, once, twice = Network(1), Network(0), Network(0)
-    ema.update(once, network, 64, half_life=100)
-    ema.update(twice, network, 32, half_life=100)
-    ema.update(twice, network, 32, half_life=100)
+    ema.update(once, network, ema.beta_after(64, half_life=100))
+    ema.update(twice, network, ema.beta_after(32, half_life=100))
+    ema.update(twice, network, ema.beta_after(32, half_life=100))
     torch.testing.assert_close(once.weight, twice.weight)
 
 
 def test_a_half_life_of_nothing_copies():
     average, network = Network(8), Network(3)
-    ema.update(average, network, 32, half_life=0)
+    ema.update(average, network, ema.beta_after(32, half_life=0))
     assert average.weight.eq(3).all()
 
 
 def test_buffers_are_copied_not_averaged():
     average, network = Network(8), Network(0)
-    ema.update(average, network, 1, half_life=1000)
+    ema.update(average, network, ema.beta_after(1, half_life=1000))
     assert average.w_avg.eq(0).all()
 
 
 def test_the_network_itself_is_left_alone():
     network = Network(0)
-    ema.update(Network(8), network, 1000, half_life=1000)
+    ema.update(Network(8), network, ema.beta_after(1000, half_life=1000))
     assert all(p.eq(0).all() for p in [*network.parameters(), *network.buffers()])
 
 
@@ -63,7 +63,7 @@ def test_a_copy_is_fp32_in_eval_mode_and_takes_no_gradients():
 def test_a_16_bit_network_is_averaged_in_fp32():
     average = ema.averaged_copy(Network(1))
     # a step of 1e-4 is lost where 1 + 1e-4 rounds to 1
-    ema.update(average, Network(0).to(torch.bfloat16), 1, half_life=6931.1)
+    ema.update(average, Network(0).to(torch.bfloat16), ema.beta_after(1, half_life=6931.1))
     assert average.weight[0].item() == pytest.approx(1 - 1e-4, rel=1e-6)
 
 

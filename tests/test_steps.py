@@ -17,7 +17,7 @@ from fastdgl.models.stylegan2 import Discriminator, Generator
 
 CPU = torch.device("cpu")
 N, R, Z, CLASSES = 8, 8, 6, 3
-LOSS = configs.Loss()
+LOSS = configs.StyleGAN2Loss()
 CONFIG = configs.from_dict({"images": {"path": "digits"}, "model": {"resolution": R}, "engine": {"kind": "torch"}}, "test")
 WIDTH = {"c_dim": CLASSES, "img_resolution": R, "channel_base": 64, "channel_max": 8}
 
@@ -105,10 +105,10 @@ class Kept:
     def __init__(self, engine):
         self.engine, self.module, self.losses = engine, engine.module, []
 
-    def backward(self, loss):
+    def backward(self, loss, last):
         assert all(p.grad is None for p in self.module.parameters()), "gradients left over from before"
         self.losses.append(loss.detach().clone())
-        self.engine.backward(loss)
+        self.engine.backward(loss, last)
 
     def step(self):
         self.gradients = {name: None if p.grad is None else p.grad.clone() for name, p in self.module.named_parameters()}
@@ -207,7 +207,7 @@ def test_the_generator_minimises_both_losses_of_the_same_images(dynamic):
     G.requires_grad_(True)
     latents = random_inputs()
     c = latents.classes(N)
-    fake, _ = steps.generate(G, latents, c, LOSS.style_mixing)
+    fake = G.training_images(latents, c, track=False, **LOSS.sampling)
     score = [teacher(fake, c) for teacher in teachers]
     terms = [nn.functional.softplus(-s) * ((-s.detach()).clamp(min=0) if dynamic else 1) for s in score]
     objective = nn.functional.softplus(-D(fake, c)).mean() + 0.7 * sum(terms).mean()
@@ -254,7 +254,7 @@ def test_discriminator_minimises_its_loss_on_fresh_images():
     again = random_inputs()
     c = again.classes(N)
     with torch.no_grad():
-        fake, _ = steps.generate(gan.G.module, again, c, LOSS.style_mixing)
+        fake = gan.G.module.training_images(again, c, track=False, **LOSS.sampling)
     objective = (nn.functional.softplus(D(fake, c)) + nn.functional.softplus(-D(REAL, REAL_C))).mean()
     torch.testing.assert_close(gan.D.losses, [objective.detach()])
     objective.backward()
@@ -267,7 +267,7 @@ def test_r1_is_weighted_by_half_gamma_and_the_interval(gamma, interval):
     gan = kept(adversaries())
     D = copy.deepcopy(gan.D.module).requires_grad_(True)
     recorded = Recorded()
-    r1_step(gan, None, configs.Loss(r1_interval=interval), recorded, gamma)
+    r1_step(gan, None, configs.StyleGAN2Loss(r1_interval=interval), recorded, gamma)
     x = REAL.clone().requires_grad_()
     penalty = losses.r1_penalty(D(x, REAL_C), x)
     torch.testing.assert_close(recorded["Loss/r1_penalty"], penalty.detach())
@@ -277,7 +277,7 @@ def test_r1_is_weighted_by_half_gamma_and_the_interval(gamma, interval):
 
 @pytest.mark.parametrize(("weight", "interval", "shrink"), [(2, 4, 2), (0.5, 8, 1), (2, 4, 4)], ids=str)
 def test_path_length_is_weighted_by_the_interval_on_a_smaller_batch(weight, interval, shrink):
-    loss = configs.Loss(path_length_weight=weight, path_length_interval=interval, path_length_batch_shrink=shrink)
+    loss = configs.StyleGAN2Loss(path_length_weight=weight, path_length_interval=interval, path_length_batch_shrink=shrink)
     gan = kept(adversaries())
     G = copy.deepcopy(gan.G.module).requires_grad_(True)
     gan.path_length_mean.fill_(0.3)
@@ -285,7 +285,8 @@ def test_path_length_is_weighted_by_the_interval_on_a_smaller_batch(weight, inte
     path_length_step(gan, random_inputs(), loss, recorded)
 
     latents = random_inputs()
-    fake, ws = steps.generate(G, latents, latents.classes(N // shrink), loss.style_mixing)
+    ws = G.training_ws(latents, latents.classes(N // shrink), loss.style_mixing)
+    fake = G.synthesis(ws, normal=latents.normal)
     lengths = losses.path_lengths(fake, ws, latents.normal).detach()
     assert lengths.shape == (N // shrink,)
     # the mean moves first, and the penalty is towards the new one
@@ -315,7 +316,7 @@ def test_the_mean_of_w_moves_with_the_generators_own_step_alone():
 @pytest.mark.parametrize(("probability", "mixed"), [(0, False), (1, True)], ids=["never", "always"])
 def test_style_mixing_changes_the_later_styles(probability, mixed):
     G = adversaries().G.module
-    _, ws = steps.generate(G, random_inputs(), REAL_C, probability)
+    ws = G.training_ws(random_inputs(), REAL_C, probability)
     changes = (ws[:, 1:] != ws[:, :-1]).any(dim=2)
     # one change, at the same layer for all samples
     assert changes.sum(dim=1).tolist() == [int(mixed)] * N and len(changes.unique(dim=0)) == 1

@@ -456,7 +456,7 @@ class TestBadInput:
         assert not list((tmp_path / "runs").glob("*/network-snapshot-*"))
 
     def test_parameters_that_are_not_finite_stop_the_run_even_if_no_loss_shows_it_yet(self, tiny, tmp_path, monkeypatch):
-        def poison(average, network, images, half_life):
+        def poison(average, network, beta, averaged_buffers):
             next(network.parameters()).data.fill_(float("inf"))
 
         monkeypatch.setattr("fastdgl.ema.update", poison)

@@ -30,12 +30,16 @@ class Run:
 
 
 class Engine(Protocol):
-    """A network with its optimizer. Every `backward` is followed by one `step`."""
+    """A network with its optimizer. A `step` follows one `backward`, or several of which the last says so."""
 
     module: nn.Module
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of `loss`, a mean over this rank's samples."""
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Add the gradients of `loss`, a mean over this rank's samples, to those since the last step.
+
+        Args:
+            last: `step` comes next, and not another `backward`.
+        """
 
     def step(self) -> None:
         """Average the gradients over the ranks, step, and clear them."""
@@ -160,7 +164,7 @@ class TorchEngine:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer):
         self.module, self.optimizer = module, optimizer
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool = True) -> None:
         loss.backward()
 
     def step(self) -> None:

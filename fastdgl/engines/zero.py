@@ -48,7 +48,9 @@ class ZeroEngine:
                                       f"{' '.join(str(error).split())}") from None
         self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings, config_class=checked, dist_init_required=False)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        # DeepSpeed's own count would take every backward for a whole step
+        self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
     def step(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastdgl_kernels import modulated_conv2d_bias_act, setup_filter, upsample2d
 
-from ..latents import seeded_z
+from ..latents import Latents, seeded_z
 from .layers import RESAMPLE_TAPS, Conv2dLayer, FullyConnectedLayer, MinibatchStdLayer, normalize_2nd_moment
 from .precision import Fp32Buffers, at_precision
 
@@ -243,6 +243,9 @@ class Generator(nn.Module):
         conv_clamp: Bound on activations; 256 keeps 16-bit training finite, None for no bound.
     """
 
+    # that the average generator does not copy; see `ema.update`
+    averaged_buffers = ()
+
     def __init__(self, *, z_dim: int = 512, c_dim: int = 0, w_dim: int = 512, img_resolution: int, img_channels: int = 3,
                  mapping_layers: int = 8, channel_base: int = 32768, channel_max: int = 512, fraction: float = 1,
                  narrow_const: bool = False, num_fp16_res: int = 0, low_precision: torch.dtype = torch.float16,
@@ -272,6 +275,29 @@ class Generator(nn.Module):
             truncation: psi: 1 or None leaves w alone, 0 is the mean image.
         """
         return self(z, c, truncation_psi=1.0 if truncation is None else truncation, noise_mode=noise_mode)
+
+    def training_ws(self, latents: Latents, c: Tensor, style_mixing: float, track: bool = False) -> Tensor:
+        """Latents `[N, num_ws, w_dim]` of classes `c`, of which the later layers may take those of a second z."""
+        N = len(c)
+        ws = self.mapping(latents.normal([N, self.z_dim]), c, update_w_avg=track)
+        cutoff = latents.mixing_cutoff(self.num_ws, style_mixing)
+        if cutoff < self.num_ws:
+            second = self.mapping(latents.normal([N, self.z_dim]), c)
+            ws = torch.cat([ws[:, :cutoff], second[:, cutoff:]], dim=1)
+        return ws
+
+    def training_images(self, latents: Latents, c: Tensor, *, track: bool, style_mixing: float) -> Tensor:
+        """Images `[N, C, H, W]` of classes `c` as training draws them: random noise, and styles mixed now and then.
+
+        Args:
+            track: Move the running mean of w.
+            style_mixing: Probability that the batch takes its later styles from a second z.
+        """
+        return self.synthesis(self.training_ws(latents, c, style_mixing, track), normal=latents.normal)
+
+    def running_statistics(self) -> list[Tensor]:
+        """What each rank has moved by its own samples: the mean of w."""
+        return [self.mapping.w_avg]
 
 
 class DiscriminatorBlock(nn.Module):
@@ -324,6 +350,9 @@ class Discriminator(nn.Module):
         mbstd_group_size: Group of the minibatch standard deviation; the batch of a rank must be a multiple of it.
         Others as in `Generator`.
     """
+
+    # the minibatch standard deviation compares the samples of a batch: real and fake ones go in batches of their own
+    independent_samples = False
 
     def __init__(self, *, c_dim: int = 0, img_resolution: int, img_channels: int = 3, channel_base: int = 32768,
                  channel_max: int = 512, fraction: float = 1, mbstd_group_size: int = 4, num_fp16_res: int = 0,
