@@ -83,12 +83,16 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
 
     Raises:
         CheckpointError: The start or a teacher is missing, or does not fit.
+        ConfigError: There are no such networks, or a teacher needs another batch.
     """
     c_dim = dataset.label_dim
     torch.manual_seed(config.seed)
     model = config.model
-    G = models.generator(model.family, model.generator_arguments(c_dim)).to(run.device)
-    D = models.discriminator(model.family, model.discriminator_arguments(c_dim)).to(run.device)
+    try:
+        G = models.generator(model.family, model.generator_arguments(c_dim)).to(run.device)
+        D = models.discriminator(model.family, model.discriminator_arguments(c_dim)).to(run.device)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
     average = ema.averaged_copy(G)
 
     # every file is opened and checked before the first engine is made

@@ -138,9 +138,25 @@ class BigGAN(Section):
     sync_batchnorm: bool = True
 
     conditional: ClassVar[bool] = True
+    resolutions: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
     # no logit depends on another sample of the batch, and all blocks compute in fp32
     mbstd_group: ClassVar[int] = 1
     num_fp16_res: ClassVar[int] = 0
+
+    @model_validator(mode="after")
+    def check_blocks(self) -> "BigGAN":
+        R = self.resolution
+        if R not in self.resolutions:
+            raise ValueError(f"resolution: expected one of {', '.join(map(str, self.resolutions))}, got {R}")
+        if self.hier and not self.shared_dim:
+            raise ValueError("shared_dim: 0 leaves hier nothing to join the chunks of z to; expected at least 1, or hier: false")
+        chunks = R.bit_length() - 2
+        if self.hier and self.z_dim % chunks:
+            raise ValueError(f"z_dim: {self.z_dim} cannot be cut into {chunks} equal chunks, which hier hands out at {R}x{R}; use a multiple of {chunks}")
+        features = [2**i for i in range(3, R.bit_length() - 1)]
+        if self.attention and self.attention not in features:
+            raise ValueError(f"attention: expected 0 for none, or one of {', '.join(map(str, features))}, which both networks have, got {self.attention}")
+        return self
 
     def generator_arguments(self, c_dim: int) -> dict[str, Any]:
         """What `models.generator` takes, for `c_dim` classes."""

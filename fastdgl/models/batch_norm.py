@@ -4,6 +4,7 @@ Parameter and buffer names are those of BigGAN-PyTorch, so that its state dicts 
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -130,6 +131,19 @@ def running_statistics(network: nn.Module) -> Iterator[Tensor]:
     """The stored means and variances of every batch norm, fp32, to average over ranks that do not share them."""
     for norm in batch_norms(network):
         yield from (norm.stored_mean, norm.stored_var)
+
+
+@contextmanager
+def untracked(network: nn.Module) -> Iterator[None]:
+    """Batches leave the stored statistics of `network` where they are."""
+    norms = batch_norms(network)
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm in norms:
+            norm.momentum = MOMENTUM
 
 
 @torch.no_grad()

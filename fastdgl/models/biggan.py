@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..latents import seeded_z
-from .batch_norm import BatchNormReLU, ConditionalBatchNormReLU
+from ..latents import Latents, seeded_z
+from .batch_norm import BatchNormReLU, ConditionalBatchNormReLU, running_statistics, untracked
 from .precision import at_precision, widened
 from .spectral_norm import Conv2d, Embedding, Linear, NormalizedEmbedding, SpectralNorm
 
@@ -119,6 +119,9 @@ class Generator(nn.Module):
         ValueError: An argument is none of these.
     """
 
+    # of the average generator, which copies the others; see `ema.update`
+    averaged_buffers = ("stored_mean", "stored_var")
+
     def __init__(self, *, z_dim: int = 120, c_dim: int, img_resolution: int, img_channels: int = 3, ch: int = 96,
                  hier: bool = True, shared_dim: int = 128, attention: int = 64, init: str = "orthogonal",
                  sn_eps: float = 1e-6, sync_batchnorm: bool = False):
@@ -184,6 +187,27 @@ class Generator(nn.Module):
         """Images as they are looked at, `[N, img_channels, R, R]`; truncation is of z, by `sample_z`."""
         return self(z, c)
 
+    def training_images(self, latents: Latents, c: Tensor, *, track: bool) -> Tensor:
+        """Images `[N, C, H, W]` of classes `c` as training draws them.
+
+        Args:
+            track: Move the stored statistics of the batch norms. BigGAN-PyTorch moves them in D's steps as well; here a
+                step of D leaves G as it was, and so do the ranks' different batches.
+        """
+        z = latents.normal([len(c), self.z_dim])
+        if track:
+            return self(z, c)
+        with untracked(self):
+            return self(z, c)
+
+    def running_statistics(self) -> list[Tensor]:
+        """What each rank has moved by its own samples: the stored statistics of batch norms that are not synchronised."""
+        return list(running_statistics(self))
+
+    def orthogonal_weights(self) -> list[Tensor]:
+        """What orthogonal regularization takes hold of: every weight but the class embedding that the batch norms share."""
+        return [weight for name, weight in self.named_parameters() if weight.ndim > 1 and not name.startswith("shared.")]
+
 
 class DiscriminatorBlock(nn.Module):
     """ReLU, convolution, twice, and a shortcut, optionally halving the resolution (figure 15c)."""
@@ -218,6 +242,9 @@ class Discriminator(nn.Module):
 
     Source: Miyato and Koyama, "cGANs with Projection Discriminator", ICLR 2018.
     """
+
+    # no logit depends on the other samples of a batch: real and fake ones may share it
+    independent_samples = True
 
     def __init__(self, *, c_dim: int, img_resolution: int, img_channels: int = 3, ch: int = 96, attention: int = 64,
                  init: str = "orthogonal", sn_eps: float = 1e-6):

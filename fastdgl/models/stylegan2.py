@@ -243,7 +243,7 @@ class Generator(nn.Module):
         conv_clamp: Bound on activations; 256 keeps 16-bit training finite, None for no bound.
     """
 
-    # that the average generator does not copy; see `ema.update`
+    # of the average generator, which copies all; see `ema.update`
     averaged_buffers = ()
 
     def __init__(self, *, z_dim: int = 512, c_dim: int = 0, w_dim: int = 512, img_resolution: int, img_channels: int = 3,
