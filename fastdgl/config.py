@@ -695,7 +695,7 @@ def _nearest(path: Sequence[str], family: str) -> str:
     """What a wrong key was meant to be: another family's, the same in another section, or one like it in this section."""
     for other, schema in FAMILIES.items():
         if ".".join(path) in _all_keys(schema):
-            return f" in a {family}; it is a setting of {other}, and model.family is {family}"
+            return f" in model.family {family}; it is one of {other}'s"
     elsewhere = [key for key in _all_keys(FAMILIES[family]) if key.rpartition(".")[2] == path[-1]]
     if elsewhere:
         return f"; did you mean {' or '.join(elsewhere)}?"

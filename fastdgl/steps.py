@@ -119,10 +119,11 @@ def discriminator_step(gan: Adversaries, real: Tensor, real_c: Tensor, latents: 
     discriminator_loss = ADVERSARIAL[loss.adversarial].discriminator
     parts = []
     with torch.no_grad():
-        # every so many samples, which leaves the groups of the minibatch standard deviation as they were
-        for x, x_c in ((real[part::passes], real_c[part::passes]) for part in range(passes)):
-            c = latents.classes(len(x))
-            parts.append((gan.G.module.training_images(latents, c, track=False, **loss.sampling), c, x, x_c))
+        # consecutive images, which are the same ones of the whole batch on any number of ranks
+        for part_real, part_real_c in zip(real.chunk(passes), real_c.chunk(passes)):
+            c = latents.classes(len(part_real))
+            fake = gan.G.module.training_images(latents, c, track=False, **loss.sampling)
+            parts.append((fake, c, part_real, part_real_c))
 
     for engine, teacher in discriminators(gan):
         D = engine.module
@@ -153,9 +154,9 @@ def r1_step(gan: Adversaries, real: Tensor, real_c: Tensor, loss: StyleGAN2Loss,
     for engine, teacher in discriminators(gan):
         D = engine.module
         with learning(D):
-            for part in range(passes):
-                images = real[part::passes].detach().requires_grad_(True)
-                logits = D(images, real_c[part::passes])
+            for part, (images, images_c) in enumerate(zip(real.chunk(passes), real_c.chunk(passes))):
+                images = images.detach().requires_grad_(True)
+                logits = D(images, images_c)
                 penalty = r1_penalty(logits, images)
                 record(f"Loss/{teacher}r1_penalty", penalty)
                 engine.backward((gamma / 2 * loss.r1_interval * penalty + touch(logits)).mean() / passes, last=part == passes - 1)

@@ -141,8 +141,8 @@ def beta(config: Config, progress: Progress) -> float:
 @torch.no_grad()
 def record_teachers(student: Student, real: torch.Tensor, real_c: torch.Tensor, passes: int, journal: Journal) -> None:
     """The teachers' scores of real images, once a tick; those of fake images come with G's steps."""
-    for part in range(passes):
-        for i, scores in enumerate(student.gan.guide.scores(real[part::passes], real_c[part::passes])):
+    for images, c in zip(real.chunk(passes), real_c.chunk(passes)):
+        for i, scores in enumerate(student.gan.guide.scores(images, c)):
             journal.record(f"Loss/scores/teacher{i}_real", scores)
 
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from fastdgl import config as configs
 from fastdgl.config import ConfigError
+from fastdgl.models import biggan
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 BASE = "images: {path: digits}\nmodel: {resolution: 32}\n"
@@ -360,6 +362,87 @@ def test_every_complaint_begins_with_the_file(tmp_path):
     assert str(error.value).startswith(f"{tmp_path / 'run.yaml'}: ")
 
 
+# families
+
+BIGGAN = "images: {path: digits}\nmodel: {family: biggan, resolution: 32, channels: 1, z_dim: 40, attention: 0}\n"
+
+
+def test_each_family_has_the_defaults_of_its_paper(tmp_path):
+    run, = read(tmp_path, BIGGAN)
+    assert (run.loss.adversarial, run.loss.orthogonal_weight, run.train.ema_decay, run.train.ema_start, run.train.ema_kimg) == ("hinge", 0, 0.9999, 20000, None)
+    adams = [(adam.lr, adam.beta1, adam.beta2, adam.eps) for adam in (run.optimizer.generator, run.optimizer.discriminator)]
+    assert adams == [(1e-4, 0, 0.999, 1e-6), (4e-4, 0, 0.999, 1e-6)]
+    assert (run.model.generator_ch, run.model.discriminator_ch, run.model.shared_dim, run.model.init, run.model.sn_eps) == (96, 96, 128, "orthogonal", 1e-6)
+    assert (run.train.discriminator_steps, run.train.accumulate_generator, run.train.accumulate_discriminator, run.train.generator_batch) == (1, 1, 1, None)
+    other, = read(tmp_path, BASE)
+    assert other.model.family == "stylegan2" and other.loss.adversarial == "nonsaturating"
+
+
+def test_what_a_file_leaves_out_of_an_optimizer_is_the_familys(tmp_path):
+    run, = read(tmp_path, BIGGAN, "optimizer.discriminator.lr=1e-3")
+    assert (run.optimizer.discriminator.lr, run.optimizer.discriminator.beta2, run.optimizer.discriminator.eps) == (1e-3, 0.999, 1e-6)
+
+
+@pytest.mark.parametrize(("text", "said"), claims(
+    ("loss: {style_mixing: 0.9}", "loss.style_mixing: there is no such key in model.family biggan; it is one of stylegan2's"),
+    ("loss: {path_length_interval: 4}", "loss.path_length_interval: there is no such key in model.family biggan; it is one of stylegan2's"),
+    ("loss: {orthogonal_wieght: 1}", "loss.orthogonal_wieght: there is no such key; did you mean orthogonal_weight?"),
+    ("loss: {adversarial: nonsaturating}", "loss.adversarial: expected 'hinge', got 'nonsaturating'"),
+    ("train: {disciminator_steps: 4}", "train.disciminator_steps: there is no such key; did you mean discriminator_steps?"),
+))
+def test_biggan_knows_its_own_keys_alone(tmp_path, text, said):
+    assert complaint(tmp_path, BIGGAN + text) == said
+
+
+@pytest.mark.parametrize(("model", "said"), claims(
+    ("{family: biggan, resolution: 32, mbstd_group: 4}",
+     "model.mbstd_group: there is no such key in model.family biggan; it is one of stylegan2's"),
+    ("{resolution: 32, hier: true}", "model.hier: there is no such key in model.family stylegan2; it is one of biggan's"),
+    ("{family: biggan, resolution: 48}", "model.resolution: expected one of 32, 64, 128, 256, got 48"),
+    ("{family: biggan, resolution: 128, z_dim: 128}",
+     "model.z_dim: 128 cannot be cut into 6 equal chunks, which hier hands out at 128x128; use a multiple of 6"),
+    ("{family: biggan, resolution: 128, shared_dim: 0}",
+     "model.shared_dim: 0 leaves hier nothing to join the chunks of z to; expected at least 1, or hier: false"),
+    ("{family: biggan, resolution: 64}",
+     "model.attention: expected 0 for none, or one of 8, 16, 32, which both networks have, got 64"),
+    ("{family: biggan, resolution: 32, init: xavier}", "model.init: expected 'orthogonal' or 'normal', got 'xavier'"),
+    ("{family: [biggan], resolution: 32}", "model.family: expected 'stylegan2' or 'biggan', got ['biggan']"),
+    ("{family: , resolution: 32}", "model.family: expected 'stylegan2' or 'biggan', got nothing"),
+    ("{famliy: biggan, resolution: 32}", "model.famliy: there is no such key; did you mean family?"),
+))
+def test_names_what_a_family_cannot_be(tmp_path, model, said):
+    assert complaint(tmp_path, f"images: {{path: digits}}\nmodel: {model}") == said
+
+
+@pytest.mark.parametrize("R", [32, 64, 128, 256])
+def test_what_biggan_may_be_its_networks_can_be(tmp_path, R):
+    """The schema knows the networks' blocks without importing them."""
+    for attention in [2**i for i in range(2, 9)]:
+        try:
+            run, = read(tmp_path, f"images: {{path: digits}}\nmodel: {{family: biggan, resolution: {R}, z_dim: 420, attention: {attention}, "
+                                  "generator_ch: 8, discriminator_ch: 8, init: normal}")
+        except ConfigError:
+            run = None
+        arguments = {"c_dim": 2, "img_resolution": R, "ch": 8, "attention": attention, "init": "normal"}
+        try:
+            with torch.device("meta"):
+                networks = biggan.Generator(z_dim=420, **arguments), biggan.Discriminator(**arguments)
+        except ValueError:
+            networks = None
+        assert (run is None) == (networks is None), attention
+
+
+@pytest.mark.parametrize(("base", "train", "said"), [
+    pytest.param(BASE, "ema_decay: 0.999", "train.ema_decay: 0.999 beside ema_kimg: 10; expected one of the two, and null for the other", id="both"),
+    pytest.param(BASE, "ema_kimg: null", "train.ema_decay: nothing beside ema_kimg: nothing; expected one of the two, and null for the other", id="neither"),
+    pytest.param(BIGGAN, "ema_kimg: 2.5", "train.ema_decay: 0.9999 beside ema_kimg: 2.5; expected one of the two, and null for the other", id="biggan"),
+    pytest.param(BASE, "ema_start: 5", "train.ema_start: 5 needs ema_decay; ema_kimg averages from the start, with ema_rampup", id="start"),
+    pytest.param(BIGGAN, "ema_rampup: 0.05", "train.ema_rampup: 0.05 needs ema_kimg; with ema_decay, ema_start says when averaging starts", id="rampup"),
+])
+def test_the_average_goes_by_images_or_by_steps(tmp_path, base, train, said):
+    assert complaint(tmp_path, base + f"train: {{{train}}}") == said
+
+
 # the ranks
 
 @pytest.mark.parametrize(("ranks", "overrides", "said"), [
@@ -374,6 +457,28 @@ def test_refuses_a_batch_that_the_ranks_cannot_share(tmp_path, ranks, overrides,
     with pytest.raises(ConfigError) as error:
         run.check_world_size(ranks)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize(("base", "ranks", "overrides", "said"), [
+    pytest.param(BIGGAN, 2, ["train.accumulate_discriminator=3"],
+                 "train.batch: 32 cannot be shared by 2 ranks in 3 passes (train.accumulate_discriminator); use a multiple of 6", id="passes"),
+    pytest.param(BIGGAN, 1, ["train.generator_batch=10", "train.accumulate_generator=4"],
+                 "train.generator_batch: 10 cannot be shared by 1 ranks in 4 passes (train.accumulate_generator); use a multiple of 4", id="generator"),
+    pytest.param(BASE, 2, ["train.accumulate_generator=8"],
+                 "train.batch: 32 on 2 rank(s) in 8 passes (train.accumulate_generator) is 2 each, which is no multiple of model.mbstd_group, 4; "
+                 "use a multiple of 64", id="group"),
+    pytest.param(BASE, 2, ["train.accumulate_generator=4", "loss.path_length_batch_shrink=8"],
+                 "loss.path_length_batch_shrink: 32 / 8 images cannot be shared by 2 ranks in 4 passes", id="path-length"),
+])
+def test_refuses_passes_that_the_images_cannot_be_cut_into(tmp_path, base, ranks, overrides, said):
+    run, = read(tmp_path, base, *overrides)
+    with pytest.raises(ConfigError) as error:
+        run.check_world_size(ranks)
+    assert str(error.value) == said
+
+
+def test_samples_that_stand_alone_are_shared_in_any_number(tmp_path):
+    read(tmp_path, BIGGAN, "train.batch=6", "train.accumulate_discriminator=3", "train.generator_batch=2")[0].check_world_size(2)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])

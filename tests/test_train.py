@@ -295,6 +295,65 @@ def test_dry_run_prints_the_resolved_config_and_leaves_nothing(tiny, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+BIGGAN = {
+    "model": {"family": "biggan", "resolution": 32, "channels": 1, "z_dim": 8, "generator_ch": 2, "discriminator_ch": 2, "shared_dim": 4,
+              "attention": 16, "sync_batchnorm": False},
+    "loss": {"orthogonal_weight": 1e-4},
+    "train": {"batch": 8, "generator_batch": 4, "accumulate_discriminator": 2, "discriminator_steps": 2, "ema_decay": 0.5, "ema_start": 2,
+              "kimg": 0.064, "tick_kimg": 0.016, "checkpoint_ticks": 1, "keep_checkpoints": 9},
+}
+
+
+class TestBigGAN:
+    def test_trains_a_teacher_a_student_and_the_student_guided(self, tiny, tmp_path):
+        narrow = {"model": {"generator_ch": 1, "discriminator_ch": 1, "attention": 0}}
+        stages = {"teacher": {"model": {"attention": 0}}, "student": narrow,
+                  "guided": narrow | {"start": "stage:student", "guidance": {"weight": 0.1, "teachers": [{"checkpoint": "stage:teacher"}]}}}
+        train("--config", tiny(**BIGGAN, stages=stages))
+        teacher, student, guided = sorted((tmp_path / "runs").iterdir())
+        snapshot = open_snapshot(guided)
+        assert (snapshot.family, snapshot.minibatch_group, snapshot.seen) == ("biggan", 1, 128)
+        for tick in statistics(guided):
+            assert {"Loss/G/adversarial", "Loss/G/guidance", "Loss/scores/teacher0_fake", "Loss/scores/teacher0_real"} <= tick.keys()
+        # G saw 4 images an iteration, D twice 8 in two passes
+        tick = statistics(student)[-1]
+        assert tick["Loss/scores/fake"]["num"] == 4 and tick["Loss/D/loss"]["num"] == 16 and tick["Progress/kimg"]["mean"] == 0.064
+
+    def test_resumes_bit_for_bit_with_teachers_of_both_kinds(self, tiny, tmp_path):
+        train("--config", tiny(name="teacher", **BIGGAN))
+        snapshot = str(open_snapshot(tmp_path / "runs" / "00000-teacher").path)
+        guidance = {"weight": 0.1, "teachers": [{"checkpoint": snapshot, "mode": mode} for mode in ("frozen", "updated")]}
+        config = tiny(name="guided", guidance=guidance, **BIGGAN)
+        assert_resumed_equals_uninterrupted(config, tmp_path / "runs" / "00001-guided")
+
+    def test_the_average_is_a_copy_until_it_starts(self, tiny, tmp_path):
+        def difference(run: Path, buffer: str) -> float:
+            state = networks(tmp_path / "runs" / run)
+            keys = [key for key in state if key.startswith("G.") and key.endswith(buffer)]
+            return max(float((state[key] - state["G_ema." + key.removeprefix("G.")]).abs().max()) for key in keys)
+
+        train("--config", tiny(name="young", **BIGGAN | {"train": BIGGAN["train"] | {"kimg": 0.016}}))
+        assert difference("00000-young", "") == 0
+        train("--config", tiny(name="older", **BIGGAN))
+        assert difference("00001-older", "weight") > 0 and difference("00001-older", "stored_mean") > 0
+        # of a run that starts from it, from the first step
+        start = str(open_snapshot(tmp_path / "runs" / "00001-older").path)
+        train("--config", tiny(name="later", start=start, **BIGGAN | {"train": BIGGAN["train"] | {"kimg": 0.016}}))
+        assert difference("00002-later", "weight") > 0
+
+    def test_refuses_images_without_labels(self, tiny, tmp_path):
+        write_images(tmp_path / "bare.zip", {"0.png": Image.new("L", (32, 32))})
+        assert "no dataset.json" in refusal("--config", tiny(**BIGGAN, images={"path": str(tmp_path / "bare.zip"), "workers": 0}))
+
+    def test_refuses_a_teacher_of_another_family(self, tiny, tmp_path, snapshots):
+        sentence = refusal("--config", tiny(**BIGGAN, guidance={"teachers": [{"checkpoint": snapshots["digits"]}]}))
+        assert "holds networks of family stylegan2, this run trains biggan" in sentence and not (tmp_path / "runs").exists()
+
+    def test_refuses_networks_that_cannot_be(self, tiny):
+        sentence = refusal("--config", tiny(**BIGGAN | {"model": BIGGAN["model"] | {"generator_ch": 1}}))
+        assert "model: attention=16" in sentence and "use a larger ch" in sentence
+
+
 TWENTY_STEPS = TINY | {"train": TINY["train"] | {"kimg": 0.16, "tick_kimg": 1}}
 
 
@@ -337,6 +396,22 @@ class TestLaunchers:
             shutil.rmtree(checkpoint)
         open_snapshot(run).path.unlink()
         launch(sys.executable, SCRIPT, "--resume", run)
+        resumed = networks(run)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+    @pytest.mark.slow
+    def test_two_ranks_of_biggan_resume_bit_for_bit(self, tmp_path):
+        """Whose batch norms each see their own rank's batches."""
+        config = tmp_path / "tiny.yaml"
+        config.write_text(dump(TINY | BIGGAN | {"outdir": str(tmp_path / "runs"), "engine": {"kind": "deepspeed", "zero_stage": 2}}))
+        start = ["torchrun", "--nproc_per_node", "2", "--master_port"]
+        launch(*start, free_port(), SCRIPT, "--config", config)
+        run = tmp_path / "runs" / "00000-tiny"
+        whole = networks(run)
+        for checkpoint in saved_checkpoints(run / "checkpoints")[1:]:
+            shutil.rmtree(checkpoint)
+        open_snapshot(run).path.unlink()
+        launch(*start, free_port(), SCRIPT, "--resume", run)
         resumed = networks(run)
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
