@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fastdgl import ema
+from fastdgl.models import biggan
 
 
 class Network(nn.Module):
@@ -43,6 +44,32 @@ def test_buffers_are_copied_not_averaged():
     average, network = Network(8), Network(0)
     ema.update(average, network, ema.beta_after(1, half_life=1000))
     assert average.w_avg.eq(0).all()
+
+
+def test_buffers_that_are_named_are_averaged_and_the_others_copied():
+    class Normalized(Network):
+        def __init__(self, value):
+            super().__init__(value)
+            self.norm = nn.BatchNorm1d(2)
+            self.norm.running_mean.fill_(value)
+
+    average, network = Normalized(8), Normalized(0)
+    ema.update(average, network, 0.75, averaged_buffers=["running_mean"])
+    assert average.norm.running_mean.eq(6).all() and average.weight.eq(6).all()
+    assert average.w_avg.eq(0).all()
+
+
+def test_a_generators_batch_norms_are_averaged_and_its_spectral_vectors_copied():
+    torch.manual_seed(0)
+    network, began = (biggan.Generator(c_dim=2, img_resolution=32, z_dim=8, ch=2, shared_dim=4, attention=0, init="normal") for _ in range(2))
+    network(torch.randn(4, 8), torch.eye(2)[[0, 1, 0, 1]])
+    average = ema.averaged_copy(began)
+    ema.update(average, network, 0.75, network.averaged_buffers)
+    for name, buffer in average.named_buffers():
+        newest, old = network.get_buffer(name), began.get_buffer(name)
+        averaged = name.endswith(("stored_mean", "stored_var"))
+        assert not torch.equal(newest, old), name
+        torch.testing.assert_close(buffer, 0.75 * old + 0.25 * newest if averaged else newest)
 
 
 def test_the_network_itself_is_left_alone():
