@@ -5,9 +5,17 @@ import pytest
 import torch
 from numerics import normal
 
+from fastdgl import config as configs
 from fastdgl.losses import (
-    ADVERSARIAL, hinge_discriminator_loss, hinge_generator_loss, nonsaturating_discriminator_loss, nonsaturating_generator_loss,
-    orthogonal_penalty, path_lengths, r1_penalty)
+    ADVERSARIAL,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    nonsaturating_discriminator_loss,
+    nonsaturating_generator_loss,
+    orthogonal_penalty,
+    path_lengths,
+    r1_penalty,
+)
 
 LOGITS = torch.tensor([[-200.0], [-3.0], [0.0], [0.5], [200.0]], dtype=torch.float64)
 
@@ -49,7 +57,6 @@ def test_hinge_discriminator_loss_ends_at_a_margin_of_one():
 
 
 def test_each_family_has_its_two_losses():
-    from fastdgl import config as configs
     assert {family.model_fields["loss"].default.adversarial for family in configs.FAMILIES.values()} == set(ADVERSARIAL)
     for name, adversarial in ADVERSARIAL.items():
         # G is better off where D takes fakes for real, and D where it does not
