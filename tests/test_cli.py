@@ -10,6 +10,9 @@ from PIL import Image
 
 from fastdgl import checkpoints, config as configs, models
 from fastdgl.cli import main
+from fastdgl.grids import to_uint8
+from fastdgl.latents import seeded_z
+from fastdgl.models.batch_norm import standing_statistics
 from fastdgl.samples import STEPS
 
 C_DIM = 3
@@ -17,6 +20,8 @@ C_DIM = 3
 
 NAMES = ("cat", "dog", "2")
 STYLEGAN2 = {"resolution": 16, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 64, "channel_max": 8, "num_fp16_res": 0}
+BIGGAN = {"family": "biggan", "resolution": 32, "z_dim": 8, "generator_ch": 4, "discriminator_ch": 4, "hier": False, "shared_dim": 0,
+          "attention": 0}
 
 
 def save(path, model, c_dim, class_names):
@@ -26,7 +31,11 @@ def save(path, model, c_dim, class_names):
     family = config.model.family
     G, average = (models.generator(family, config.model.generator_arguments(c_dim)) for _ in range(2))
     D = models.discriminator(family, config.model.discriminator_arguments(c_dim))
-    average.mapping.w_avg.normal_()
+    if family == "stylegan2":
+        average.mapping.w_avg.normal_()
+    else:
+        # of its own images, or they are all grey
+        standing_statistics(average, [(torch.randn(16, 8), torch.eye(c_dim)[torch.arange(16) % c_dim])])
     path.parent.mkdir()
     images = SimpleNamespace(label_dim=c_dim, class_names=class_names)
     checkpoints.save_snapshot(path, {"G": G, "D": D, "G_ema": average}, config, images, 1000)
@@ -34,12 +43,13 @@ def save(path, model, c_dim, class_names):
 
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory):
-    """Tiny networks: with classes, with classes that have names, without classes."""
+    """Tiny networks: with classes, with classes that have names, without classes; and a BigGAN."""
     folder = tmp_path_factory.mktemp("snapshots")
-    paths = {name: folder / name / "network-snapshot-000001.safetensors" for name in ("conditional", "named", "unconditional")}
+    paths = {name: folder / name / "network-snapshot-000001.safetensors" for name in ("conditional", "named", "unconditional", "biggan")}
     save(paths["conditional"], STYLEGAN2, C_DIM, None)
     save(paths["named"], STYLEGAN2, C_DIM, NAMES)
     save(paths["unconditional"], STYLEGAN2, 0, None)
+    save(paths["biggan"], BIGGAN, C_DIM, NAMES)
     return paths
 
 
@@ -91,7 +101,29 @@ def test_a_class_may_be_called_by_name_and_a_number_is_always_a_number(snapshots
     assert np.array_equal(dog, image(tmp_path / "d", snapshots["named"], 0, "--class", 1)) and not np.array_equal(dog, third)
 
 
-@pytest.mark.parametrize("name, R", [("named", 16)])
+def test_a_biggan_draws_what_is_beyond_the_truncation_anew(snapshots, tmp_path):
+    G = checkpoints.open_snapshot(snapshots["biggan"]).network("G_ema")
+    with torch.no_grad():
+        expected = to_uint8(G(seeded_z(3, 8, 0.5), torch.eye(C_DIM)[1:2]))[0]
+    truncated = image(tmp_path / "a", snapshots["biggan"], 3, "--class", "dog", "--trunc", 0.5)
+    assert np.array_equal(truncated, expected)
+    assert not np.array_equal(truncated, image(tmp_path / "b", snapshots["biggan"], 3, "--class", "dog"))
+
+
+def test_standing_statistics_are_those_of_so_many_batches_and_the_same_each_time(snapshots, tmp_path):
+    arguments = ["--class", 0, "--trunc", 0.5]
+    one, again, two = (image(tmp_path / str(i), snapshots["biggan"], 0, *arguments, "--standing", n) for i, n in enumerate((1, 1, 2)))
+    stored = image(tmp_path / "stored", snapshots["biggan"], 0, *arguments)
+    assert np.array_equal(one, again) and not np.array_equal(one, two) and not np.array_equal(one, stored)
+
+    G = checkpoints.open_snapshot(snapshots["biggan"]).network("G_ema")
+    z = torch.cat([seeded_z(seed, 8, 0.5) for seed in range(64)])
+    standing_statistics(G, [(z, torch.eye(C_DIM)[np.random.RandomState(0).randint(C_DIM, size=64)])])
+    with torch.no_grad():
+        assert np.array_equal(one, to_uint8(G(seeded_z(0, 8, 0.5), torch.eye(C_DIM)[:1]))[0])
+
+
+@pytest.mark.parametrize("name, R", [("named", 16), ("biggan", 32)])
 def test_the_grid_of_classes_has_a_row_for_each_class_and_a_column_for_each_seed(snapshots, tmp_path, name, R):
     result = generate("--network", snapshots[name], "--seeds", "4,7", "--grid", "classes", "--trunc", 0.6, "--outdir", tmp_path)
     assert result.exit_code == 0, result.output
@@ -103,7 +135,7 @@ def test_the_grid_of_classes_has_a_row_for_each_class_and_a_column_for_each_seed
             assert_same(cells[row, column], image(tmp_path / "one", snapshots[name], seed, "--class", row, "--trunc", 0.6))
 
 
-@pytest.mark.parametrize("name, R", [("named", 16)])
+@pytest.mark.parametrize("name, R", [("named", 16), ("biggan", 32)])
 @pytest.mark.parametrize("what, classes, rows", [
     ("z", ["dog"], [((4, 1), (7, 1)), ((7, 1), (5, 1))]),
     ("class", ["cat", "2"], [((4, 0), (4, 2)), ((7, 0), (7, 2)), ((5, 0), (5, 2))]),
@@ -147,6 +179,9 @@ def test_a_run_folder_stands_for_its_newest_snapshot(snapshots, tmp_path):
     pytest.param("named", ["--grid", "classes", "--interpolate", "z"], "two sheets; choose one", id="two-sheets"),
     pytest.param("named", ["--interpolate", "class", "--class", "0"], "1 are chosen; choose two", id="interpolation-to-no-class"),
     pytest.param("named", ["--interpolate", "z", "--class", "0"], "expected at least two, such as --seeds 0,1", id="interpolation-of-one-seed"),
+    pytest.param("biggan", ["--class", "0", "--trunc", "0"], "--trunc 0: the truncation threshold of z must be at least 0.01, got 0",
+                 id="truncation-to-nothing"),
+    pytest.param("biggan", ["--class", "0", "--noise-mode", "const"], "networks of family biggan take no noise", id="noise-of-a-biggan"),
     pytest.param("named", ["--class", "0", "--standing", "2"], "networks of family stylegan2 have no batch norm", id="standing-without-batch-norm"),
     pytest.param("unconditional", ["--seeds", "5-3"], "is no list of seeds", id="seeds-backwards"),
     pytest.param("unconditional", ["--seeds", "a"], "is no list of seeds", id="seeds-no-number"),
