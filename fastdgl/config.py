@@ -41,7 +41,8 @@ class Section(BaseModel):
 class Images(Section):
     """The training set.
 
-    path: A folder or zip in the format of `fastdgl dataset`, or `digits` for the 5,000 digits that come with fastdgl.
+    path: A folder or zip in the format of `fastdgl dataset` or with a folder for each class, CIFAR-10's binary files, BigGAN-PyTorch's
+        HDF5, or `digits` for the 5,000 digits that come with fastdgl.
     mirror: Also show every image flipped left to right.
     workers: Processes that read and decode, per rank; 0 reads in the training process.
     """
