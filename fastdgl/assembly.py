@@ -65,12 +65,13 @@ def check_agreement(config: Config, dataset: ImageDataset) -> None:
 
 
 def open_matching(path: str, config: Config, dataset: ImageDataset) -> Snapshot:
-    """A snapshot of the same family of networks and kind of images as the run's.
+    """A snapshot with all its networks, of the same family and kind of images as the run's.
 
     Raises:
-        CheckpointError: It is missing, of another family or resolution, or of other channels or classes.
+        CheckpointError: It is missing, has no D, or is of another family or resolution, or of other channels or classes.
     """
     snapshot = checkpoints.open_snapshot(path)
+    checkpoints.check_has_discriminator(snapshot)
     # the logits of another family's loss mean something else
     if snapshot.family != config.model.family:
         raise CheckpointError(f"{path}: holds networks of family {snapshot.family}, this run trains {config.model.family}; they must agree")

@@ -1,7 +1,8 @@
 """What a run leaves behind: network snapshots to use, and training checkpoints to go on from.
 
 A snapshot is one safetensors file with G, D and the averaged G, and in its header all that is needed to build them;
-opening it runs no code. A checkpoint is a folder with everything a run needs to continue; it appears whole or not at all.
+opening it runs no code. Files of other codebases are opened as snapshots too, which runs none of theirs. A checkpoint is a
+folder with everything a run needs to continue; it appears whole or not at all.
 """
 
 import json
@@ -20,15 +21,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import config as configs
-from . import models
+from . import interop, models
 from .engines import Engine
 from .images import ImageDataset
+from .models.stylegan2 import MappingNetwork
 
 FORMAT = 1
 SNAPSHOT_NAME = "network-snapshot-{:06d}.safetensors"
 SNAPSHOT_PATTERN = "network-snapshot-*.safetensors"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_NAME = "{:010d}"
+# of z whose mean w stands in for one that a file does not hold; rosinality's tools take as many
+MEAN_OF_W_SAMPLES = 4096
 
 
 class CheckpointError(ValueError):
@@ -39,9 +43,12 @@ class CheckpointError(ValueError):
 class Snapshot:
     """The header of a snapshot; `network` builds what is in it.
 
-    arguments: `{"G": ..., "D": ...}`, what `models.generator` and `models.discriminator` take.
-    seen: Real images shown to D until then.
+    arguments: `{"G": ..., "D": ...}`, what `models.generator` and `models.discriminator` take; without "D" where a file
+        of another codebase has none.
+    seen: Real images shown to D until then, as far as the file says.
     class_names: Of class 0, 1, ..., where the training set gave them.
+    states: The tensors of a file of another codebase; None for those in `path`.
+    notes: What was lost or made up on the way from another codebase, a sentence each.
     """
 
     path: Path
@@ -49,6 +56,13 @@ class Snapshot:
     arguments: Mapping[str, Mapping[str, Any]]
     seen: int
     class_names: Sequence[str] | None
+    states: Mapping[str, Mapping[str, Tensor]] | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The networks in it."""
+        return ["G", "D", "G_ema"] if "D" in self.arguments else ["G", "G_ema"]
 
     @property
     def minibatch_group(self) -> int:
@@ -63,19 +77,33 @@ class Snapshot:
             changes: Arguments to build it with instead of those it was saved with.
 
         Raises:
-            CheckpointError: The tensors in the file are not those of that network.
+            CheckpointError: The tensors in the file are not those of that network, or it has no D.
         """
+        if name == "D":
+            check_has_discriminator(self)
         kind = "D" if name == "D" else "G"
         make = models.discriminator if kind == "D" else models.generator
         try:
             network = make(self.family, {**self.arguments[kind], **changes}).eval()
-        except TypeError as error:
-            raise CheckpointError(f"{self.path}: asks for a network this fastdgl does not know: {error}") from None
+        # RuntimeError: more memory than there is
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path}: asks for a network this fastdgl does not know: {' '.join(str(error).split())}") from None
         load_strictly(network, self.state_dict(name), f"{name} in {self.path}")
         return network
 
+    def averaged_generator(self, device: str | torch.device) -> nn.Module:
+        """G_ema on `device`, to draw images with; on a CPU, which is no faster in 16 bits, it computes in fp32.
+
+        Raises:
+            CheckpointError: As of `network`.
+        """
+        in_16_bits = torch.device(device).type != "cpu" or "num_fp16_res" not in self.arguments["G"]
+        return self.network("G_ema", **({} if in_16_bits else {"num_fp16_res": 0})).to(device)
+
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """The tensors of the network `name`."""
+        if self.states is not None:
+            return dict(self.states[name])
         prefix = name + "."
         with safetensors.safe_open(self.path, framework="pt") as file:
             return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
@@ -91,15 +119,23 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
     Raises:
         CheckpointError: It cannot be written there; nothing is left behind.
     """
-    tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous()
-               for name, network in networks.items() for key, value in network.state_dict().items()}
     c_dim = dataset.label_dim
     header = {"format": FORMAT, "family": config.model.family, "seen": seen, "classes": dataset.class_names,
               "G": config.model.generator_arguments(c_dim), "D": config.model.discriminator_arguments(c_dim),
               "config": configs.to_dict(config)}
+    write_snapshot(path, {name: network.state_dict() for name, network in networks.items()}, header)
+
+
+def write_snapshot(path: Path, states: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> None:
+    """Write a snapshot's file from the state dicts of its networks.
+
+    Raises:
+        CheckpointError: It cannot be written there; nothing is left behind.
+    """
+    tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous() for name, state in states.items() for key, value in state.items()}
     temporary = path.with_name(path.name + ".tmp")
     try:
-        safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps(header)})
+        safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps(dict(header))})
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
@@ -108,20 +144,26 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
 
 
 def open_snapshot(path: str | Path) -> Snapshot:
-    """The snapshot at `path`, or the newest one in the run folder at `path`.
+    """The snapshot at `path`, or the newest one in the run folder at `path`; a file of another codebase is converted in memory.
 
     Raises:
-        CheckpointError: There is none, or it is not one of ours.
+        CheckpointError: There is none, or it is neither one of ours nor of a codebase that `interop` knows.
     """
     path = Path(path)
     # os.path, which answers where a folder on the way may not be entered
-    if os.path.isdir(path):
+    if os.path.isdir(path) and not interop.is_foreign(path):
         snapshots = sorted(path.glob(SNAPSHOT_PATTERN))
         if not snapshots:
             raise CheckpointError(f"{path}: no network snapshot in this folder; expected a {SNAPSHOT_PATTERN}")
         path = snapshots[-1]
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and not os.path.isdir(path):
         raise CheckpointError(f"{path}: no such file; expected a snapshot that fastdgl saved ({SNAPSHOT_PATTERN})")
+    try:
+        foreign = interop.is_foreign(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if foreign:
+        return _converted(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["fastdgl"])
@@ -129,14 +171,65 @@ def open_snapshot(path: str | Path) -> Snapshot:
             raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
         if header["family"] not in models.FAMILIES:
             raise CheckpointError(f"{path}: holds networks of family {header['family']!r}; expected one of {', '.join(models.FAMILIES)}")
-        snapshot = Snapshot(path, header["family"], {"G": header["G"], "D": header["D"]}, header["seen"], header["classes"])
+        snapshot = Snapshot(path, header["family"], {name: header[name] for name in ("G", "D") if name in header},
+                            header["seen"], header["classes"])
         for key in ("img_resolution", "img_channels", "c_dim"):
-            snapshot.arguments["D"][key]
-        snapshot.minibatch_group
+            snapshot.arguments["G"][key]
+        if "D" in snapshot.arguments:
+            snapshot.minibatch_group
         return snapshot
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError):
         raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "
                               f"written by fastdgl/train.py") from None
+
+
+def _converted(path: Path) -> Snapshot:
+    """A file of another codebase."""
+    try:
+        found = interop.read(path)
+    except interop.ForeignFileError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    states, notes = {name: dict(state) for name, state in found.states.items()}, list(found.notes)
+    if found.family == "stylegan2" and "mapping.w_avg" not in states["G_ema"] and found.arguments["G"]["c_dim"] == 0:
+        for name in ("G", "G_ema"):
+            states[name]["mapping.w_avg"] = mean_of_w(found.arguments["G"], states[name], f"{name} in {path}")
+        notes.append(f"the mean of w, to which truncation pulls, is not in the file: it is that of {MEAN_OF_W_SAMPLES} random z")
+    if "D" not in found.arguments:
+        notes.append("it holds no discriminator: it draws images, and can neither teach nor be the start of a run")
+    return Snapshot(path, found.family, found.arguments, 0, None, states, notes)
+
+
+@torch.no_grad()
+def mean_of_w(arguments: Mapping[str, Any], state: Mapping[str, Tensor], what: str) -> Tensor:
+    """The mean of w over random z, `[w_dim]`, the same every time.
+
+    Args:
+        arguments, state: Of an unconditional StyleGAN2 generator.
+    """
+    mapping = MappingNetwork(arguments["z_dim"], 0, arguments["w_dim"], num_ws=None, num_layers=arguments["mapping_layers"], w_avg_beta=None)
+    prefix = "mapping."
+    load_strictly(mapping, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, what)
+    z = torch.randn(MEAN_OF_W_SAMPLES, arguments["z_dim"], generator=torch.Generator().manual_seed(0))
+    return mapping(z).mean(dim=0)
+
+
+def load_generator(source: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The averaged generator of a snapshot, a run folder, or a file of another codebase, ready to be called.
+
+        G = load_generator("ffhq.pkl")
+        images = G(torch.randn(4, G.z_dim), truncation_psi=0.7)           # [4, img_channels, R, R], about [-1, 1]
+
+    As NVIDIA's it has z_dim, c_dim, w_dim, num_ws, img_resolution, img_channels, mapping and synthesis.
+
+    Args:
+        device: Where it computes; on a CPU in fp32.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged, or of networks that fastdgl does not have.
+    """
+    return open_snapshot(source).averaged_generator(device)
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -157,6 +250,17 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], what: str) ->
     network.load_state_dict(state)
 
 
+def check_has_discriminator(snapshot: Snapshot) -> None:
+    """A teacher, or the start of a run, needs one.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    if "D" not in snapshot.arguments:
+        raise CheckpointError(f"{snapshot.path}: holds no discriminator, so it can draw images, and can neither teach nor be the start of a run; "
+                              f"expected a file with D")
+
+
 def check_same_images(snapshot: Snapshot, dataset: ImageDataset) -> None:
     """A snapshot and a run can only meet on images of one kind.
 
@@ -164,7 +268,7 @@ def check_same_images(snapshot: Snapshot, dataset: ImageDataset) -> None:
         CheckpointError: Another resolution, number of channels or of classes, or the classes in another order.
     """
     resolution, channels, c_dim = dataset.resolution, dataset.channels, dataset.label_dim
-    theirs = snapshot.arguments["D"]
+    theirs = snapshot.arguments["G"]
     for name, key, ours in (("resolution", "img_resolution", resolution), ("image channels", "img_channels", channels),
                             ("classes", "c_dim", c_dim)):
         if theirs[key] != ours:

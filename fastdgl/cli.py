@@ -1,8 +1,9 @@
-"""The commands around training, gathered: `fastdgl dataset`, `fastdgl generate`. Training itself is train.py."""
+"""The commands around training, gathered: `fastdgl dataset`, `fastdgl generate`, `fastdgl convert`. Training itself is train.py."""
 
 import click
 
 from . import __version__
+from .conversion import convert_command
 from .drawing import generate_command
 from .packing import dataset_command
 
@@ -15,3 +16,4 @@ def main() -> None:
 
 main.add_command(dataset_command)
 main.add_command(generate_command)
+main.add_command(convert_command)

@@ -176,7 +176,8 @@ class BigGAN(Section):
 class Teacher(Section):
     """A pre-trained discriminator that scores the student's images: D-bar.
 
-    checkpoint: A snapshot (.safetensors), or `stage:NAME` for the last snapshot of another stage.
+    checkpoint: A snapshot (.safetensors), a file of another codebase (docs/checkpoints.md), or `stage:NAME` for the last
+        snapshot of another stage.
     mode: `frozen` never changes it; `updated` trains it against the student with D's own loss.
     """
 
@@ -373,7 +374,7 @@ class Config(Section):
     """One run; each family has its own model, loss, and defaults.
 
     name: Names the run folder, with the stage.
-    start: A snapshot whose G, D and averaged G the run starts from, or `stage:NAME`: stage II of DGL.
+    start: A snapshot whose G, D and averaged G the run starts from, or as for a teacher: stage II of DGL.
     keep_optimizer: Also take over the optimizers and the path length mean of the run that `start` names.
     """
 

@@ -41,7 +41,7 @@ class Seeds(click.ParamType):
 
 
 @click.command("generate")
-@click.option("--network", required=True, help="A snapshot (.safetensors), or a run folder for its newest.")
+@click.option("--network", required=True, help="A snapshot, a run folder for its newest, or what `convert` reads.")
 @click.option("--seeds", type=Seeds(), required=True, help="One image each, such as 0-63 or 1,2,5-10.")
 @click.option("--class", "chosen", multiple=True, help="Class of the images, by number or name, for a conditional network.")
 @click.option("--trunc", "truncation", type=float,
@@ -91,10 +91,7 @@ def generate_command(network: str, seeds: list[int], chosen: tuple[str, ...], tr
 
 def averaged_generator(snapshot: Snapshot) -> nn.Module:
     """G_ema, where images are drawn fastest."""
-    if torch.cuda.is_available():
-        return snapshot.network("G_ema").to("cuda")
-    # a CPU is no faster in 16 bits
-    return snapshot.network("G_ema", **({"num_fp16_res": 0} if "num_fp16_res" in snapshot.arguments["G"] else {}))
+    return snapshot.averaged_generator("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_of(network: nn.Module) -> torch.device:

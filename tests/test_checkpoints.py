@@ -164,7 +164,6 @@ DAMAGE = {
     "truncated-header": lambda path: path.write_bytes(path.read_bytes()[:100]),
     "truncated-tensors": lambda path: path.write_bytes(path.read_bytes()[:-100]),
     "noise": lambda path: path.write_bytes(bytes(range(256)) * 8),
-    "pickle": lambda path: torch.save({"weight": torch.zeros(2)}, path),
     "someone-else's": someone_elses,
     "header-of-no-json": with_header("{"),
     "header-of-a-list": with_header("[]"),

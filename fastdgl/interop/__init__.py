@@ -1,0 +1,87 @@
+"""Checkpoints of other codebases, to and from ours: one module per format. Nothing of a file is run, and nobody's code is needed.
+
+Here are state dicts and plain values; the networks themselves are not known.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from . import ajbrock, basicsr, nvidia, rosinality
+from .networks import Networks
+from .unpickling import PICKLE_MAGIC, ZIP_MAGIC, ForeignFileError, load
+
+__all__ = ["ForeignFileError", "Networks", "is_foreign", "read", "write"]
+
+READERS = (nvidia, rosinality, basicsr)
+WRITERS = {".pt": rosinality, ".pth": basicsr}
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether the file is pickled, as the checkpoints of other codebases are, or the folder is one of BigGAN-PyTorch's.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if os.path.isdir(path):
+        return ajbrock.recognises(path)
+    with open(path, "rb") as file:
+        start = file.read(9)
+    # safetensors has eight bytes of length, which may be any, and JSON
+    return start.startswith(ZIP_MAGIC) or (start.startswith(PICKLE_MAGIC) and not start.endswith(b"{"))
+
+
+def read(path: Path) -> Networks:
+    """The networks in a file, or folder, of one of the formats, without running anything that is in it.
+
+    Raises:
+        ForeignFileError: It is damaged, asks for code to be run, or holds other networks than fastdgl has.
+        OSError: It cannot be read.
+    """
+    if os.path.isdir(path):
+        return ajbrock.read(path)
+    data = load(path)
+    for reader in READERS:
+        if reader.recognises(data):
+            return reader.read(data)
+    found = f"a dict of {', '.join(sorted(map(str, data))[:5])}" if isinstance(data, dict) else type(data).__name__
+    raise ForeignFileError(f"is {found}; expected G, D, G_ema (NVIDIA), g, d, g_ema (rosinality) or params_ema (BasicSR), "
+                           f"or the folder that holds {', '.join(ajbrock.FILES.values())} (BigGAN-PyTorch)")
+
+
+def write(path: Path, networks: Networks) -> list[str]:
+    """Write networks in the format that goes with the suffix: `.pt` rosinality's, `.pth` BasicSR's, none BigGAN-PyTorch's folder.
+
+    Returns:
+        What the file does not say, a sentence each.
+
+    Raises:
+        ForeignFileError: That format cannot hold these networks, or fastdgl cannot write it.
+        OSError: It cannot be written; nothing is left behind.
+    """
+    if path.suffix == ".pkl":
+        raise ForeignFileError("NVIDIA's pickles hold source code of NVIDIA's, which fastdgl does not have; write a .safetensors instead, "
+                               "and in a clone of theirs load its tensors G_ema.* into a Generator of the same arguments: the names are theirs")
+    if path.suffix and path.suffix not in WRITERS:
+        raise ForeignFileError(f"the suffix {path.suffix!r} names no format; expected .safetensors (fastdgl), .pt (rosinality), .pth (BasicSR), "
+                               f"or none for a folder (BigGAN-PyTorch)")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix:
+            data, notes = WRITERS[path.suffix].write(networks)
+            torch.save(data, temporary)
+        else:
+            files, notes = ajbrock.write(networks)
+            temporary.mkdir()
+            for name, state in files.items():
+                torch.save(state, temporary / name)
+        os.replace(temporary, path)
+    except RuntimeError as error:
+        # of PyTorch's own file writer
+        raise OSError(" ".join(str(error).split())) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+    return notes
