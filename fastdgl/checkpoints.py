@@ -120,14 +120,14 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
         CheckpointError: It cannot be written there; nothing is left behind.
     """
     c_dim = dataset.label_dim
-    header = {"format": FORMAT, "family": config.model.family, "seen": seen, "classes": dataset.class_names,
+    header = {"family": config.model.family, "seen": seen, "classes": dataset.class_names,
               "G": config.model.generator_arguments(c_dim), "D": config.model.discriminator_arguments(c_dim),
               "config": configs.to_dict(config)}
     write_snapshot(path, {name: network.state_dict() for name, network in networks.items()}, header)
 
 
 def write_snapshot(path: Path, states: Mapping[str, Mapping[str, Tensor]], header: Mapping[str, Any]) -> None:
-    """Write a snapshot's file from the state dicts of its networks.
+    """Write a snapshot's file from the state dicts of its networks and what its header says, the format left out.
 
     Raises:
         CheckpointError: It cannot be written there; nothing is left behind.
@@ -135,7 +135,7 @@ def write_snapshot(path: Path, states: Mapping[str, Mapping[str, Tensor]], heade
     tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous() for name, state in states.items() for key, value in state.items()}
     temporary = path.with_name(path.name + ".tmp")
     try:
-        safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps(dict(header))})
+        safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps({"format": FORMAT, **header})})
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None

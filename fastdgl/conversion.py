@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from . import interop
-from .checkpoints import FORMAT, CheckpointError, open_snapshot, write_snapshot
+from .checkpoints import CheckpointError, open_snapshot, write_snapshot
 
 
 @click.command("convert")
@@ -47,7 +47,7 @@ def convert(source: str | Path, destination: Path) -> list[str]:
     if destination.suffix == ".safetensors":
         if snapshot.states is None:
             raise CheckpointError(f"{snapshot.path}: is a snapshot of fastdgl already")
-        header = {"format": FORMAT, "family": snapshot.family, "seen": snapshot.seen, "classes": None, "converted_from": snapshot.path.name}
+        header = {"family": snapshot.family, "seen": snapshot.seen, "classes": None, "converted_from": snapshot.path.name}
         write_snapshot(destination, states, {**header, **snapshot.arguments})
         return list(snapshot.notes)
     try:

@@ -167,7 +167,7 @@ def random_states(G=SMALL, D=SMALL_D):
 
 
 def write_snapshot(path, G=SMALL, D=SMALL_D):
-    header = {"format": 1, "family": "stylegan2", "seen": 0, "classes": None, "G": G} | ({} if D is None else {"D": D})
+    header = {"family": "stylegan2", "seen": 0, "classes": None, "G": G} | ({} if D is None else {"D": D})
     checkpoints.write_snapshot(path, random_states(G, D), header)
     return path
 

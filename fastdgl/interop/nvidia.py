@@ -153,7 +153,8 @@ def precision(modules: Mapping[str, PersistentObject], pattern: str, img_resolut
     low = [R for R, block in blocks.items() if setting(block, "use_fp16", False, what)]
     if low != [img_resolution // 2**i for i in reversed(range(len(low)))] or 4 in low:
         raise ForeignFileError(f"{what}: computes in 16 bits at {', '.join(map(str, low))}; fastdgl does so at the highest resolutions alone")
-    clamps = [setting(module, "conv_clamp", None, what) for name, module in modules.items() if "conv_clamp" in module.state and not name.endswith("skip")]
+    clamps = [setting(module, "conv_clamp", None, what) for name, module in modules.items()
+              if "conv_clamp" in module.state and not name.endswith("skip")]
     if any(clamp != clamps[0] for clamp in clamps):
         raise ForeignFileError(f"{what}: its layers have different conv_clamp; fastdgl's have one")
     if clamps and type(clamps[0]) not in (int, float, type(None)):
