@@ -51,7 +51,7 @@ def convert(source: str | Path, destination: Path) -> list[str]:
         write_snapshot(destination, states, {**header, **snapshot.arguments})
         return list(snapshot.notes)
     try:
-        return [*snapshot.notes, *interop.write(destination, interop.Networks("a snapshot", snapshot.family, snapshot.arguments, states))]
+        return [*snapshot.notes, *interop.write(destination, interop.Networks(snapshot.family, snapshot.arguments, states))]
     except interop.ForeignFileError as error:
         raise CheckpointError(f"{snapshot.path} cannot become {destination}: {error}") from None
     except OSError as error:

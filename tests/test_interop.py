@@ -491,6 +491,13 @@ def test_a_biggan_goes_there_and_back(biggan, tmp_path):
         assert expected.keys() == found.keys() and all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
+@pytest.mark.parametrize(("name", "theirs"), [("c.pt", "rosinality's code"), ("c.pth", "BasicSR")])
+def test_a_biggan_is_not_written_as_a_stylegan2(biggan, tmp_path, name, theirs):
+    result = convert(biggan.path, tmp_path / name)
+    assert result.exit_code != 0 and f"holds biggan; {theirs} has StyleGAN2 alone" in result.output
+    assert [file.name for file in tmp_path.iterdir()] == ["weights"]
+
+
 def test_a_biggan_is_not_written_over_another_folder(biggan, tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "photos").touch()

@@ -39,7 +39,7 @@ def read(folder: Path) -> Networks:
     if "D" in states:
         arguments["D"] = discriminator_arguments(states["D"])
     notes.append(f"the files do not say their SN_eps: it is taken to be {SN_EPS:g}")
-    return Networks("a folder of BigGAN-PyTorch", "biggan", arguments, states, notes)
+    return Networks("biggan", arguments, states, notes)
 
 
 def generator_arguments(state: State) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def read(data: Mapping[str, Any]) -> Networks:
             if "final_linear.0.weight" in state:
                 raise ForeignFileError(f"{theirs} is a discriminator by itself; expected a generator")
             found[ours] = {renamed(key, TO_ROSINALITY): value for key, value in state.items()}
-    return rosinality.networks("a file of BasicSR's StyleGAN2", found, {key: value for key, value in data.items() if key not in NAMES})
+    return rosinality.networks(found, {key: value for key, value in data.items() if key not in NAMES})
 
 
 def write(networks: Networks) -> tuple[dict[str, Any], list[str]]:

@@ -16,13 +16,11 @@ State = dict[str, Tensor]
 class Networks:
     """The networks of one file.
 
-    source: What kind of file, for messages: "a pickle of NVIDIA's StyleGAN2".
     arguments: `{"G": ..., "D": ...}`, what builds them; without "D" where the file has none.
     states: By name: G, G_ema, and D where the file has one. Where the file holds no G, it is G_ema's.
     notes: What the file holds and these do not, and what these hold and the file does not, a sentence each.
     """
 
-    source: str
     family: str
     arguments: Mapping[str, Mapping[str, Any]]
     states: Mapping[str, State]
@@ -74,12 +72,12 @@ def size(state: Mapping[str, Tensor], key: str, dim: int, what: str) -> int:
     return state[key].shape[dim]
 
 
-def count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many of `pattern` with 0, 1, 2, ... in it are there without a gap."""
-    i = 0
+def count(state: Mapping[str, Tensor], pattern: str, first: int = 0) -> int:
+    """How many of `pattern` with `first`, `first` + 1, ... in it are there without a gap."""
+    i = first
     while pattern.format(i) in state:
         i += 1
-    return i
+    return i - first
 
 
 def channel_arguments(channels: Mapping[int, int], what: str) -> dict[str, int]:

@@ -58,7 +58,7 @@ def read(data: Mapping[str, Any]) -> Networks:
     beta = setting(generator.get("mapping", NO_MODULE), "w_avg_beta", W_AVG_BETA, "G")
     if beta != W_AVG_BETA:
         notes.append(f"its mean of w moves by a factor of {beta}, fastdgl's by {W_AVG_BETA} where training goes on")
-    return Networks("a pickle of NVIDIA's StyleGAN2", "stylegan2", arguments, states, notes)
+    return Networks("stylegan2", arguments, states, notes)
 
 
 def layers(module: PersistentObject, what: str) -> dict[str, PersistentObject]:

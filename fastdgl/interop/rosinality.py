@@ -123,10 +123,10 @@ def read(data: Mapping[str, Any]) -> Networks:
         ForeignFileError: They are no StyleGAN2, or one that fastdgl cannot build.
     """
     found = {ours: checked_state(data[theirs], theirs) for theirs, ours in NAMES.items() if data.get(theirs) is not None}
-    return networks("a checkpoint of rosinality's stylegan2-pytorch", found, {key: value for key, value in data.items() if key not in NAMES})
+    return networks(found, {key: value for key, value in data.items() if key not in NAMES})
 
 
-def networks(source: str, found: Mapping[str, State], rest: Mapping[str, Any]) -> Networks:
+def networks(found: Mapping[str, State], rest: Mapping[str, Any]) -> Networks:
     """Our networks from state dicts in rosinality's names, G or G_ema among them, and what else is in the file."""
     arguments = {"G": generator_arguments(found.get("G_ema", found.get("G")))}
     latent_avg = checked_state({"latent_avg": rest["latent_avg"]}, "latent_avg")["latent_avg"] if rest.get("latent_avg") is not None else None
@@ -138,7 +138,7 @@ def networks(source: str, found: Mapping[str, State], rest: Mapping[str, Any]) -
         states["D"] = our_discriminator(found["D"], arguments["D"])
     if left_out:
         notes.append(f"left out, since fastdgl has no use for it: {', '.join(left_out)}")
-    return Networks(source, "stylegan2", arguments, states, notes)
+    return Networks("stylegan2", arguments, states, notes)
 
 
 def generator_arguments(state: State) -> dict[str, Any]:
@@ -147,17 +147,17 @@ def generator_arguments(state: State) -> dict[str, Any]:
     channels = {4: size(state, "to_rgb1.conv.weight", 2, what)}
     for i in range(count(state, "to_rgbs.{}.conv.weight")):
         channels[8 * 2**i] = size(state, f"to_rgbs.{i}.conv.weight", 2, what)
-    # the first of the style layers only normalizes
-    styles = count({key: None for key in state} | {"style.0.weight": None}, "style.{}.weight") - 1
-    return {"z_dim": size(state, "style.1.weight", 1, what), "w_dim": size(state, "conv1.conv.modulation.weight", 1, what), "mapping_layers": styles,
-            "fraction": 1, "narrow_const": False, "c_dim": 0, "img_resolution": max(channels), "img_channels": size(state, "to_rgb1.bias", 1, what),
-            **channel_arguments(channels, what), **PRECISION}
+    # style.0 only normalizes
+    mapping_layers = count(state, "style.{}.weight", first=1)
+    return {"z_dim": size(state, "style.1.weight", 1, what), "w_dim": size(state, "conv1.conv.modulation.weight", 1, what),
+            "mapping_layers": mapping_layers, "fraction": 1, "narrow_const": False, "c_dim": 0, "img_resolution": max(channels),
+            "img_channels": size(state, "to_rgb1.bias", 1, what), **channel_arguments(channels, what), **PRECISION}
 
 
 def discriminator_arguments(state: State) -> dict[str, Any]:
     """What builds D, from the shapes in their state dict."""
     what = "the discriminator"
-    blocks = count({key: None for key in state} | {"convs.0.conv1.0.weight": None}, "convs.{}.conv1.0.weight") - 1
+    blocks = count(state, "convs.{}.conv1.0.weight", first=1)
     channels = {4: size(state, "final_conv.0.weight", 0, what)}
     channels |= {2 ** (2 + i): size(state, f"convs.{blocks + 1 - i}.conv1.0.weight", 1, what) for i in range(1, blocks + 1)}
     return {"fraction": 1, "mbstd_group_size": 4, "c_dim": 0, "img_resolution": max(channels),
@@ -168,8 +168,7 @@ def our_generator(theirs: State, arguments: Mapping[str, Any], latent_avg: Tenso
     R = arguments["img_resolution"]
     state = _ours(theirs, [*generator_tensors(R, arguments["mapping_layers"])], generator_blurs(R), what) | generator_filters(R)
     if latent_avg is not None:
-        # one for each layer, in files of its descendants
-        state["mapping.w_avg"] = latent_avg if latent_avg.ndim < 2 else latent_avg[0]
+        state["mapping.w_avg"] = latent_avg
     return state
 
 
