@@ -221,7 +221,8 @@ def load_generator(source: str | Path, device: str | torch.device = "cpu") -> nn
         G = load_generator("ffhq.pkl")
         images = G(torch.randn(4, G.z_dim), truncation_psi=0.7)           # [4, img_channels, R, R], about [-1, 1]
 
-    As NVIDIA's it has z_dim, c_dim, w_dim, num_ws, img_resolution, img_channels, mapping and synthesis.
+    A StyleGAN2 has what NVIDIA's has: z_dim, c_dim, w_dim, num_ws, img_resolution, img_channels, mapping and synthesis.
+    A BigGAN is called with z and one-hot classes alone, `G(z, c)`.
 
     Args:
         device: Where it computes; on a CPU in fp32.

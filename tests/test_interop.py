@@ -491,6 +491,18 @@ def test_a_biggan_goes_there_and_back(biggan, tmp_path):
         assert expected.keys() == found.keys() and all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
+@torch.no_grad()
+def test_a_folder_of_biggan_pytorch_teaches(biggan):
+    G = open_snapshot(biggan.path).arguments["G"]
+    model = {"family": "biggan", "resolution": G["img_resolution"]} | {key: G[key] for key in ("z_dim", "hier", "shared_dim", "attention")}
+    config = configs.from_dict({"images": {"path": "digits"}, "model": model, "train": {"batch": 8}}, "test")
+    images = SimpleNamespace(resolution=G["img_resolution"], channels=3, label_dim=G["c_dim"], class_names=None)
+    teacher = open_teacher(str(biggan.path), config, images, 1)
+    assert_close(teacher.network("D")(biggan.real, biggan.c), biggan.logits_real, tolerance=1e-4)
+    with pytest.raises(CheckpointError, match="holds networks of family biggan, this run trains stylegan2"):
+        open_teacher(str(biggan.path), run_of(8), images, 1)
+
+
 @pytest.mark.parametrize(("name", "theirs"), [("c.pt", "rosinality's code"), ("c.pth", "BasicSR")])
 def test_a_biggan_is_not_written_as_a_stylegan2(biggan, tmp_path, name, theirs):
     result = convert(biggan.path, tmp_path / name)
