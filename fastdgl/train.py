@@ -27,6 +27,7 @@ from fastdgl.journal import Journal, Statistic, new_run_folder
 from fastdgl.latents import Latents
 from fastdgl.models.cost import macs, parameter_count
 from fastdgl.samples import SampleSheet
+from fastdgl.warmup import compile_kernels
 
 CONFIG_NAME = "config.yaml"
 
@@ -83,6 +84,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     first_rank_decides(lambda: keep_config(folder, config))
     journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed)
     announce(config, run, dataset, student, journal, folder)
+    compile_kernels(student.gan, config, run, dataset.label_dim)
     images = stream(dataset, batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
                     workers=config.images.workers, device=run.device)
     with closing(images), closing(journal):

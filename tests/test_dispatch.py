@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastdgl_kernels import _dispatch, bias_act, conv2d_resample, explain, implementation, modulated_conv2d, upfirdn2d
+from fastdgl_kernels import _dispatch, bias_act, conv2d_resample, explain, implementation, kernels_in_force, modulated_conv2d, upfirdn2d
 from fastdgl_kernels._dispatch import dispatch
 
 X = torch.zeros(1, 2, 4, 4)
@@ -68,6 +68,12 @@ def test_kernels_run_by_themselves_once_a_gpu_of_the_kind_has_confirmed_them(mon
     on_a_gpu = SimpleNamespace(is_cuda=True, device="cuda:0")
     assert dispatch(on_a_gpu, None, triton=fast, reference=slow) is (fast if confirmed else slow)
     assert dispatch(on_a_gpu, "fastest", triton=fast, reference=slow) is fast
+
+
+@pytest.mark.parametrize("name, in_force", [("auto", False), ("fastest", True), ("triton", True), ("reference", False)])
+def test_whether_kernels_are_in_force(interpreted, name, in_force):
+    with implementation(name):
+        assert kernels_in_force(torch.device("cpu")) is in_force
 
 
 def test_the_spellings_of_other_codebases_are_understood(able):

@@ -1,6 +1,6 @@
 """The operators of style-based GANs. They need PyTorch and nothing else of this repository."""
 
-from ._dispatch import explain, implementation
+from ._dispatch import explain, implementation, kernels_in_force
 from ._warm_up import warm_up
 from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
 from .convolution import conv2d_resample
@@ -20,6 +20,7 @@ __all__ = [
     "filtered_lrelu",
     "fused_leaky_relu",
     "implementation",
+    "kernels_in_force",
     "modulated_conv2d",
     "modulated_conv2d_bias_act",
     "scale_shift_act",

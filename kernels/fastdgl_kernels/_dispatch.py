@@ -95,6 +95,13 @@ def explain(operator: Callable, *arguments, **keywords) -> str:
     return f"{getattr(operator, '__name__', operator)} has one implementation and no choice to explain"
 
 
+def kernels_in_force(device: torch.device) -> bool:
+    """Whether operators that are not told otherwise run as kernels on the device, where there is one for their input."""
+    name, _ = _wanted(None)
+    obstacle = why_not_by_itself if name == "auto" else why_not
+    return name != "reference" and obstacle("triton", torch.empty(0, device=device)) is None
+
+
 def why_not(name: str, x: Tensor) -> str | None:
     """The reason the implementation cannot take `x`, or None if it can."""
     if name == "reference":
