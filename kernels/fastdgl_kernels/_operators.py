@@ -115,9 +115,11 @@ def _opaque(function: Callable, output: Callable | None) -> Callable:
 
 def _traced() -> bool:
     """Whether someone looks at every operator, other than this package itself."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
     from ._launch import are_taken
 
-    return torch._C._len_torch_dispatch_stack() > 0 and not are_taken()
+    return not are_taken()
 
 
 def _placeholder(t: Tensor | None) -> Tensor:
