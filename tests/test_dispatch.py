@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fastdgl_kernels import _dispatch, bias_act, conv2d_resample, explain, implementation, kernels_in_force, modulated_conv2d, upfirdn2d
-from fastdgl_kernels._dispatch import dispatch
+from fastdgl_kernels._dispatch import dispatch, within
 
 X = torch.zeros(1, 2, 4, 4)
 
@@ -74,6 +74,15 @@ def test_kernels_run_by_themselves_once_a_gpu_of_the_kind_has_confirmed_them(mon
 def test_whether_kernels_are_in_force(interpreted, name, in_force):
     with implementation(name):
         assert kernels_in_force(torch.device("cpu")) is in_force
+
+
+def test_inside_an_operator_that_runs_as_kernels_they_need_no_second_confirmation(monkeypatch):
+    monkeypatch.setattr(_dispatch, "why_not_triton", lambda device: None)
+    monkeypatch.setattr(_dispatch, "architecture", lambda device: "sm_90")
+    on_a_gpu = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
+    assert dispatch(on_a_gpu, within(on_a_gpu), triton=fast, reference=slow) is fast
+    assert dispatch(on_a_gpu, None, triton=fast, reference=slow) is slow
+    assert dispatch(X, within(X), triton=fast, reference=slow) is slow
 
 
 def test_the_spellings_of_other_codebases_are_understood(able):

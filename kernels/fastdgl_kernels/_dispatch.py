@@ -95,6 +95,14 @@ def explain(operator: Callable, *arguments, **keywords) -> str:
     return f"{getattr(operator, '__name__', operator)} has one implementation and no choice to explain"
 
 
+def within(x: Tensor) -> str:
+    """The `impl` of an operator inside of another one, which runs as kernels on `x`: kernels too, confirmed or not.
+
+    Where they are interpreted, it is the reference, which is not slow.
+    """
+    return "fastest" if x.is_cuda else "auto"
+
+
 def kernels_in_force(device: torch.device) -> bool:
     """Whether operators that are not told otherwise run as kernels on the device, where there is one for their input."""
     name, _ = _wanted(None)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from .._dispatch import within
 from ..resampling.geometry import Padding, Pair, Resample
 from ..resampling.op import filter_size, upfirdn2d
 from ..resampling.reference import split_padding
@@ -201,7 +202,7 @@ def plan(kernel: Pair, up: int, down: int, padding: Padding, groups: int = 1, fl
 
 def _filtered(x: Tensor, f: Tensor | None, filters: tuple[Resample, ...]) -> Tensor:
     for r in filters:
-        x = upfirdn2d(x, f, r.up, r.down, r.padding, r.flip_filter, r.gain, impl="auto")
+        x = upfirdn2d(x, f, r.up, r.down, r.padding, r.flip_filter, r.gain, impl=within(x))
     return x
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .._dispatch import within
 from ..convolution.algebra import Plan
 from ..convolution.layout import dense, dense_like
 from ..resampling.op import upfirdn2d
@@ -74,7 +75,7 @@ def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
         try:
             return filters.upfirdn2d(u, f, last, filters.Tail(d, noise, bias, *tail))
         except NotImplementedError:
-            u = upfirdn2d(u, f, last.up, last.down, last.padding, last.flip_filter, last.gain, impl="auto")
+            u = upfirdn2d(u, f, last.up, last.down, last.padding, last.flip_filter, last.gain, impl=within(u))
     else:
         u = plan.run(xs, w, f)
     return epilogue.forward(dense(u), d, noise, bias, *tail)

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._dispatch import dispatch
+from .._dispatch import dispatch, within
 from .._operators import door
 from ..activation import activation_funcs, bias_act
 from ..convolution.algebra import arranged, plan
@@ -183,7 +183,7 @@ def _modulated_conv2d_bias_act(
     if activation_funcs[act].homogeneous and alpha >= 0 and gain > 0:
         return _modulated_conv2d(*layer, bias, Tail(alpha, gain, clamp), own=own)
     y = _modulated_conv2d(*layer, own=own)
-    return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp, impl="auto")
+    return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp, impl=within(y))
 
 
 def _checked(
