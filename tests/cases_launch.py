@@ -57,7 +57,8 @@ def kernels(*launches):
 
 
 @pytest.mark.parametrize("change", [
-    dict(GAIN=1.25), dict(CLAMP=3.0), dict(CLAMP=None), dict(FLAG=False), dict(y=None), dict(n=1), dict(n=33), dict(n=2**40),
+    dict(GAIN=1.25), dict(CLAMP=3.0), dict(CLAMP=None), dict(FLAG=False), dict(y=None), dict(n=1), dict(n=33),
+    dict(n=2**40),
     dict(x=on_gpu(torch.zeros(64, dtype=torch.float16))), dict(x=on_gpu(torch.zeros(65)[1:])),
 ], ids=lambda change: " ".join(change))  # fmt: skip
 def test_what_triton_compiles_anew_is_another_kernel(driver, change):
@@ -74,7 +75,9 @@ def test_options_make_kernels(driver, option):
     assert kernels((BASE, {}), (BASE, option)) == 2
 
 
-@pytest.mark.parametrize("a, b", [(1, 1.0), (1, True), (0.0, False), ((1.0,), (2.0,)), (tl.float16, tl.float32)], ids=str)
+@pytest.mark.parametrize("a, b", [
+    (1, 1.0), (1, True), (0.0, False), ((1.0,), (2.0,)), (tl.float16, tl.float32),
+], ids=str)  # fmt: skip
 def test_values_at_compile_time_are_told_apart(driver, a, b):
     assert specialisation(kernel, but(GAIN=a)) != specialisation(kernel, but(GAIN=b))
 

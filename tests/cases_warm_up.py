@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from fastdgl_kernels import _dispatch, _launch, _tuning, bias_act, modulated_conv2d_bias_act, setup_filter, upfirdn2d, warm_up
+from fastdgl_kernels import (
+    _dispatch,
+    _launch,
+    _tuning,
+    bias_act,
+    modulated_conv2d_bias_act,
+    setup_filter,
+    upfirdn2d,
+    warm_up,
+)
 from pretended_gpu import Driver
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""torch.compile takes each operator whole, and gives the numbers it gives without: value and first gradients, to the bit."""
+"""torch.compile takes each operator whole, and the numbers stay the same: value and first gradients, to the bit."""
 
 import fastdgl_kernels as ops
 import pytest
@@ -15,7 +15,8 @@ OPERATORS = {
     "upfirdn2d": lambda x, b, w, s, impl: ops.upfirdn2d(x, F, up=[2, 1], down=2, padding=[2, 1], impl=impl),
     "downsample2d": lambda x, b, w, s, impl: ops.downsample2d(x, F, impl=impl),
     "filtered_lrelu": lambda x, b, w, s, impl: ops.filtered_lrelu(x, F, F, b, up=2, down=2, padding=3, impl=impl),
-    "modulated_conv2d": lambda x, b, w, s, impl: ops.modulated_conv2d(x, w, s, up=2, padding=1, resample_filter=F, impl=impl),
+    "modulated_conv2d": lambda x, b, w, s, impl: ops.modulated_conv2d(
+        x, w, s, up=2, padding=1, resample_filter=F, impl=impl),
     "layer": lambda x, b, w, s, impl: ops.modulated_conv2d_bias_act(
         x, w, s, noise=s.sum() * torch.ones_like(x[:, :1]), bias=b, padding=1, clamp=256, impl=impl),
     "layer that upsamples": lambda x, b, w, s, impl: ops.modulated_conv2d_bias_act(
@@ -49,7 +50,8 @@ def assert_same(got, expected):
 
 # interpreted, the filters of filtered_lrelu take their time
 @pytest.mark.parametrize("name, impl", [
-    (name, impl) for name in OPERATORS for impl in ("reference", "triton") if (name, impl) != ("filtered_lrelu", "triton")
+    (name, impl) for name in OPERATORS for impl in ("reference", "triton")
+    if (name, impl) != ("filtered_lrelu", "triton")
 ])  # fmt: skip
 def test_a_compiled_operator_gives_the_same_numbers(name, impl):
     def f(*tensors):
@@ -70,6 +72,15 @@ def test_16_bits_keep_their_memory_format(dtype):
     assert got[0].is_contiguous(memory_format=torch.channels_last)
     for a, b in zip(got, expected, strict=True):
         assert (a - b).abs().max() <= 4 * torch.finfo(dtype).eps * b.abs().max()
+
+
+def test_a_layer_with_a_convolution_of_our_own():
+    def f(x, w, s):
+        return ops.modulated_conv2d_bias_act(x, w, s, padding=1, impl="triton")
+
+    x = on_device(1, 64, 8, 8, seed=1, dtype=torch.float16, channels_last=True)
+    tensors = [t.requires_grad_() for t in (x, on_device(64, 64, 3, 3, seed=3), on_device(1, 64, seed=4))]
+    assert_same(value_and_gradients(compiled(f), tensors), value_and_gradients(f, tensors))
 
 
 def test_conv2d_resample_by_its_own_derivatives():

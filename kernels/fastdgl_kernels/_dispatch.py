@@ -104,7 +104,7 @@ def within(x: Tensor) -> str:
 
 
 def kernels_in_force(device: torch.device) -> bool:
-    """Whether operators that are not told otherwise run as kernels on the device, where there is one for their input."""
+    """Whether operators not told otherwise run as kernels on the device, where there is one for their input."""
     name, _ = _wanted(None)
     obstacle = why_not_by_itself if name == "auto" else why_not
     return name != "reference" and obstacle("triton", torch.empty(0, device=device)) is None

@@ -1,8 +1,7 @@
-"""Operators of PyTorch, for whoever traces them, as torch.compile does. Elsewhere these functions are called as they are.
+"""Functions as operators of PyTorch, for whoever traces them, as torch.compile does; otherwise they are just called.
 
-A door is taken apart again once gradients are traced; an opaque operator is not looked into. Both are needed: Dynamo reads
-Python, in which a choice of implementation is none of its business, and kernels are started from Python that must
-see tensors with numbers.
+A door is taken apart again once gradients are traced; an opaque operator is not looked into. Both are needed: Dynamo
+cannot read how an implementation is chosen, and kernels are started from Python that must see tensors with numbers.
 """
 
 import inspect

@@ -17,9 +17,10 @@ def warm_up(workers: int | None = None) -> Iterator[None]:
             images = G(torch.empty([32, 512], device="cuda"))
             torch.autograd.grad(D(images).sum(), list(G.parameters()))
 
-    Inside, tensors have a shape, a dtype and a device, but no numbers and no memory (PyTorch's FakeTensorMode); networks
-    and tensors from outside may be used, and stay as they are. Take gradients by `torch.autograd.grad`: `backward()` would
-    leave gradients without numbers in the parameters.
+    Inside, tensors have a shape, a dtype and a device, but no numbers and no memory (PyTorch's FakeTensorMode);
+    networks and tensors from outside may be used, and stay as they are. Filters have to come from outside: their taps
+    decide which kernel takes them. Take gradients by `torch.autograd.grad`: `backward()` would leave gradients without
+    numbers in the parameters.
 
     The kernels are found in Triton's cache on disk (TRITON_CACHE_DIR) by any process that needs them, and those in it
     are not compiled again: warm up in one process of a machine, the others then only load. Where no kernel runs, as
@@ -53,7 +54,7 @@ def _compile(calls: list[tuple], workers: int | None) -> None:
     from triton.runtime._async_compile import AsyncCompileMode
 
     if not isinstance(calls[0][0], triton.JITFunction):
-        raise RuntimeError("TRITON_INTERPRET=1 is set: there is nothing to compile where kernels are interpreted; unset it")
+        raise RuntimeError("TRITON_INTERPRET=1 is set: kernels are interpreted, not compiled; unset it to warm up")
     kernels = []
     with ThreadPoolExecutor(workers) as pool:
         with AsyncCompileMode(pool):
