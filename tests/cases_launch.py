@@ -1,7 +1,10 @@
 """Tests of the held kernels of _launch, for a process without the interpreter: test_launch.py runs them."""
 
+import importlib
+import pkgutil
 import threading
 
+import fastdgl_kernels
 import pytest
 import torch
 import triton
@@ -54,6 +57,16 @@ def kernels(*launches):
     for arguments, options in launches:
         launch(kernel, 1, *arguments, **options)
     return len(_launch._held)
+
+
+def test_kernels_take_what_is_known_at_compile_time_last():
+    modules = pkgutil.walk_packages(fastdgl_kernels.__path__, "fastdgl_kernels.")
+    parts = [part for module in modules for part in vars(importlib.import_module(module.name)).values()]
+    found = {part for part in parts if isinstance(part, triton.JITFunction)}
+    assert len(found) > 10
+    for function in found:
+        known = [p.is_constexpr for p in function.params]
+        assert known == sorted(known), f"{function}: {known}"
 
 
 @pytest.mark.parametrize("change", [

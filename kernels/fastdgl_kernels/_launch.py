@@ -75,7 +75,7 @@ def specialisation(kernel: triton.JITFunction, arguments: tuple) -> tuple:
     Of a tensor, its dtype and whether it begins at a multiple of 16 bytes; of a float at run time, nothing; of what is
     known at compile time, the value. The types count for themselves, as 1, 1.0 and True are equal.
     """
-    n = kernel.constexprs[0]
+    n = len(kernel.params) - len(kernel.constexprs)
     return (
         arguments[n:],
         tuple(map(type, arguments)),
