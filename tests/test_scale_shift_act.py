@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE, every_format
 from fastdgl_kernels import scale_shift_act
 from numerics import assert_as_accurate, assert_close, assert_same_derivatives, normal
 from torch.autograd import gradcheck, gradgradcheck
@@ -131,3 +132,109 @@ X, SCALE = torch.zeros(2, 3, 5, 5), torch.zeros(3)
 def test_says_what_is_wrong(arguments, error, words):
     with pytest.raises(error, match=words):
         scale_shift_act(**{"x": X, "scale": SCALE, "shift": SCALE, **arguments})
+
+
+# The kernels, on a GPU where there is one, else in Triton's interpreter.
+
+
+def on_gpu(tensors, channels_last=False):
+    x, *few = (t.to(DEVICE) for t in tensors)
+    return [x.contiguous(memory_format=torch.channels_last) if channels_last else x, *few]
+
+
+# one pixel, odd, more than a tile, more channels than a tile has, channels in groups of 8
+SHAPES = [
+    ((2, 3, 1, 1), True), ((1, 1, 5, 3), False), ((2, 3, 5, 4), False), ((1, 2, 67, 65), True), ((2, 67, 4, 5), True),
+    ((2, 16, 9, 8), False),
+]  # fmt: skip
+
+
+@every_format
+@every_factor
+@pytest.mark.parametrize("shape, own", SHAPES, ids=str)
+def test_kernels_take_any_shape(triton, shape, own, up, channels_last):
+    tensors = on_gpu(made(*shape, own=own, dtype=torch.float32), channels_last)
+    dy = normal(*shape[:2], shape[2] * up, shape[3] * up, seed=9, dtype=torch.float32).to(DEVICE)
+    for twice in (False, True):
+        got, expected = (gradients(tensors, dy, impl, twice, up=up) for impl in ("triton", "reference"))
+        for number, (g, e) in enumerate(zip(got, expected)):
+            assert g.stride() == e.stride() or number != 0
+            assert_close(g.double(), e.double(), f"result {number}", tolerance=1e-5)
+
+
+def gradients(tensors, dy, impl, twice, **arguments):
+    """Value and gradients, or with `twice` second gradients: backward takes another way to each."""
+    inputs = [t.detach().requires_grad_() for t in (*tensors, dy)]
+    y = scale_shift_act(*inputs[:3], **arguments, impl=impl)
+    first = torch.autograd.grad(y, inputs[:3], inputs[3], create_graph=twice)
+    if not twice:
+        return y.detach(), *first
+    return torch.autograd.grad(sum(g.float().square().sum() for g in first), [inputs[0], inputs[1], inputs[3]])
+
+
+@every_format
+@every_factor
+@every_act
+@every_dtype
+def test_kernels_are_as_accurate_as_one_step_after_another(triton, dtype, act, up, channels_last):
+    assert_as_accurate(
+        lambda *t: scale_shift_act(*t, act=act, up=up, impl="triton"),
+        lambda *t: textbook(*t, act, up),
+        on_gpu(made(2, 3, 5, 4, dtype=dtype), channels_last),
+        # the interpreter cuts off what does not fit into bfloat16, where a GPU rounds
+        factor=4 if dtype == torch.bfloat16 and DEVICE == "cpu" else 2,
+    )
+
+
+@every_format
+@every_factor
+def test_kernels_sum_gradients_in_fp32_and_in_one_order(triton, up, channels_last):
+    tensors = made(2, 3, 40, 30, dtype=torch.float16)
+    dy = normal(2, 3, 40 * up, 30 * up, seed=9, dtype=torch.float16).to(DEVICE)
+    x, *few = on_gpu(tensors, channels_last)
+    few = [t.float() for t in few]
+    got, again = (gradients([x, *few], dy, "triton", False, up=up) for _ in range(2))
+    expected = gradients([x.double(), *(t.double() for t in few)], dy.double(), "reference", False, up=up)
+    for g, a, e in zip(got, again, expected):
+        assert torch.equal(g, a)
+    for g, e in zip(got[2:], expected[2:]):
+        assert g.dtype == torch.float32
+        assert_close(g.double(), e, tolerance=8 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("needed", range(3), ids=["x", "scale", "shift"])
+def test_kernels_give_one_gradient_alone(triton, needed):
+    tensors = on_gpu(made(2, 3, 5, 4, dtype=torch.float32))
+    tensors[needed].requires_grad_()
+    got, expected = (
+        torch.autograd.grad(scale_shift_act(*tensors, up=2, impl=impl).square().sum(), tensors[needed])[0]
+        for impl in ("triton", "reference")
+    )
+    assert_close(got, expected, tolerance=1e-6)
+
+
+def test_kernels_take_any_strides_of_input_and_gradient(triton):
+    x, scale, shift = on_gpu(made(2, 4, 5, 3, dtype=torch.float32))
+    scale, shift = scale.T.contiguous().T, shift[:1].expand(2, 4)
+    strided = x.mT.contiguous().mT, torch.stack([x, x], -1)[..., 0], x[:, :, :1].expand(x.shape)
+    for x in strided:
+        # as y.sum() leaves it: expanded, without strides
+        dy = torch.ones([], device=DEVICE).expand(2, 4, 10, 6)
+        got, expected = (gradients([x, scale, shift], dy, impl, False, up=2) for impl in ("triton", "reference"))
+        for g, e in zip(got, expected):
+            assert_close(g, e, tolerance=1e-6)
+
+
+def test_kernels_pass_what_is_not_finite(triton):
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0], device=DEVICE).reshape(1, 1, 2, 2)
+    one = torch.ones(1, device=DEVICE)
+    for act in ("linear", "relu"):
+        got, expected = (scale_shift_act(x, one, one, act=act, up=2, impl=impl) for impl in ("triton", "reference"))
+        torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+def test_kernels_take_an_empty_batch(triton):
+    x, one = (torch.ones(size, device=DEVICE, requires_grad=True) for size in ((0, 3, 4, 4), (3,)))
+    y = scale_shift_act(x, one, one, up=2, impl="triton")
+    y.sum().backward()
+    assert y.shape == (0, 3, 8, 8) and one.grad.tolist() == [0, 0, 0]

@@ -1,9 +1,12 @@
-"""The public door of scale_shift_act: arguments are checked and completed here."""
+"""The public door of scale_shift_act: arguments are checked here. And its derivatives over the kernels."""
 
+import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from .._dispatch import dispatch
 from .._operators import door
+from ..modulation.algebra import Dot, Scale
 from ..resampling.op import check_image, check_kind
 from . import reference
 
@@ -29,7 +32,7 @@ def scale_shift_act(
         shift: Likewise.
         act: "linear" or "relu".
         up: 1, or 2 for an output twice as high and wide, each pixel repeated 2 x 2.
-        impl: "reference", or None for the one in force (see `implementation`).
+        impl: "triton", "reference", or None for the one in force (see `implementation`).
 
     Returns:
         `[N, C, H * up, W * up]`, of the dtype and memory format of `x`.
@@ -44,9 +47,93 @@ def scale_shift_act(
         raise ValueError(f"act={act!r}: expected one of {', '.join(map(repr, ACTS))}")
     if up not in (1, 2):
         raise ValueError(f"up must be 1 or 2, got {up!r}")
-    run = dispatch(x, impl, reference=reference.scale_shift_act)
+    run = dispatch(x, impl, triton=_triton, reference=reference.scale_shift_act)
     scale, shift = (t if t.ndim == 2 else t[None] for t in (scale, shift))
     return run(x, scale, shift, act, int(up))
+
+
+def _triton(x: Tensor, scale: Tensor, shift: Tensor, act: str, up: int) -> Tensor:
+    if x.numel() == 0:
+        return reference.scale_shift_act(x, scale, shift, act, up)
+    return _ScaleShiftAct.apply(x, scale, shift, act, up)
+
+
+class _ScaleShiftAct(Function):
+    """y = upsample_nearest(act(u), up), u = x * scale + shift, for scale and shift `[1, C]` or `[N, C]`.
+
+    The first derivative is one pass. One that is to be differentiated again is made of members of closed families.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, shift, act, up):
+        from . import kernel
+
+        ctx.save_for_backward(x, scale, shift)
+        ctx.how = act, up
+        return kernel.forward(x, scale, shift, act, up)
+
+    @staticmethod
+    def backward(ctx, dy):
+        gradients = _composed if torch.is_grad_enabled() else _fused
+        dx, *few = gradients(dy, *ctx.saved_tensors, *ctx.how, ctx.needs_input_grad)
+        return dx, *(_like(g, t) for g, t in zip(few, ctx.saved_tensors[1:])), None, None
+
+
+def _fused(dy, x, scale, shift, act, up, wanted):
+    from . import kernel
+
+    of_x, of_scale, of_shift = wanted[:3]
+    return kernel.backward(dy, x, scale, shift, act, up, of_x=of_x, of_scale=of_scale, of_shift=of_shift)
+
+
+def _composed(dy, x, scale, shift, act, up, wanted):
+    of_x, of_scale, of_shift = wanted[:3]
+    # the slope is constant in all but dy
+    g = _Slope.apply(dy, x.detach(), scale.detach(), shift.detach(), act, up)
+    dx = Scale.apply(g, scale.float().expand(x.shape[:2])) if of_x else None
+    dscale = Dot.apply(g, x) if of_scale else None
+    dshift = g.sum([2, 3], dtype=torch.float32) if of_shift else None
+    return dx, dscale, dshift
+
+
+class _Slope(Function):
+    """act'(u) times the sum of dy over the copies of each pixel; linear in dy."""
+
+    @staticmethod
+    def forward(ctx, dy, x, scale, shift, act, up):
+        from . import kernel
+
+        ctx.save_for_backward(x, scale, shift)
+        ctx.how = act, up
+        ask = dict(of_x=True, of_scale=False, of_shift=False, scaled=False)
+        return kernel.backward(dy, x, scale, shift, act, up, **ask)[0]
+
+    @staticmethod
+    def backward(ctx, ddx):
+        return _Copies.apply(ddx, *ctx.saved_tensors, *ctx.how), None, None, None, None, None
+
+
+class _Copies(Function):
+    """upsample_nearest(act'(u) * z, up), the transposed map of `_Slope`; linear in z."""
+
+    @staticmethod
+    def forward(ctx, z, x, scale, shift, act, up):
+        from . import kernel
+
+        ctx.save_for_backward(x, scale, shift)
+        ctx.how = act, up
+        return kernel.forward(x, scale, shift, act, up, z)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _Slope.apply(dy, *ctx.saved_tensors, *ctx.how), None, None, None, None, None
+
+
+def _like(g: Tensor | None, t: Tensor) -> Tensor | None:
+    """The gradient of t, which all samples may share."""
+    if g is None:
+        return None
+    return (g if len(g) == len(t) else g.sum(0, keepdim=True)).to(t.dtype)
 
 
 def _check_factor(x: Tensor, t: Tensor, name: str) -> None:
