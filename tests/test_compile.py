@@ -19,6 +19,9 @@ OPERATORS = {
         x, w, s, up=2, padding=1, resample_filter=F, impl=impl),
     "layer": lambda x, b, w, s, impl: ops.modulated_conv2d_bias_act(
         x, w, s, noise=s.sum() * torch.ones_like(x[:, :1]), bias=b, padding=1, clamp=256, impl=impl),
+    "scale_shift_act": lambda x, b, w, s, impl: ops.scale_shift_act(x, s, b, up=2, impl=impl),
+    "ToRGB": lambda x, b, w, s, impl: ops.modulated_conv2d_bias_act(
+        x, w[:3, :, :1, :1], s, bias=b[:3], demodulate=False, act="linear", clamp=1.0, impl=impl),
     "layer that upsamples": lambda x, b, w, s, impl: ops.modulated_conv2d_bias_act(
         x, w, s, bias=b, up=2, padding=1, resample_filter=F, impl=impl),
 }  # fmt: skip

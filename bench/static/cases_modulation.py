@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fastdgl_kernels.modulation import epilogue, kernel
+from fastdgl_kernels.modulation import epilogue, kernel, to_rgb_kernel
 
 from ..shapes import ALPHA, CLAMP, GAIN, NETWORKS, conv_flops, layers
 from .case import Case
@@ -14,11 +14,13 @@ def cases() -> Iterator[Case]:
     for arch in (90, 80):
         for N, R, C in layers(half=True):
             yield from _around(arch, N, R, C)
+            yield from _to_rgb(arch, N, R, C)
             # fewer than 64 channels are left to cuDNN
             if C >= 64:
                 yield from _convolution(arch, N, R, C)
         for N, R, C in layers(half=False):
             yield from _around(arch, N, R, C, wide=True)
+            yield from _to_rgb(arch, N, R, C, wide=True)
         for R, N in NETWORKS.items():
             yield from _image(arch, N, R)
         yield from _single(arch)
@@ -80,6 +82,35 @@ def _image(arch: int, N: int, R: int) -> Iterator[Case]:
         dict(dy="*fp16", y="*fp16", bias="*fp32", du="*fp16", sum_g="*fp32", **numbers),
         tail | tile | dict(sum_gu=None, dnoise=None, STEPS=epilogue.STEPS),
         programs=N * chunks, bytes=N * P * 18, trips=epilogue.STEPS, **common,
+    )  # fmt: skip
+
+
+def _to_rgb(arch: int, N: int, R: int, C: int, wide: bool = False) -> Iterator[Case]:
+    """ToRGB in kernels of its own; its images of 3 channels are channels first."""
+    P, size, image = R * R, 4 if wide else 2, "*fp32" if wide else "*fp16"
+    layer = f"{C}@{R} N={N}" + (" fp32" if wide else "")
+    tile = epilogue.tile(C, P, channels_last=not wide)
+    blocks, tiles = -(-C // tile["BC"]), -(-P // tile["BP"])
+    chunks = -(-tiles // epilogue.STEPS)
+    summed = to_rgb_kernel.forward_tile(C, P, channels_last=not wide)
+    sums = -(-C // summed["BC"])
+    sizes, few = dict(I="i32", P="i32"), dict(O=3)
+    one = epilogue.TILE * size // (16 * 128)
+    bytes, excuse = N * P * (C + 3) * size, "a few microseconds" if P <= 16 * 16 else ""
+    common = dict(arch=arch, divisible=tuple(sizes), wide=one, excuse=excuse)
+    yield Case(
+        f"to_rgb {layer}", to_rgb_kernel._forward, dict(x=image, w="*fp32", bias="*fp32", y=image) | sizes,
+        few | summed | dict(ALPHA=1.0, GAIN=1.0, CLAMP=CLAMP, BLOCKS=sums), programs=N * -(-P // summed["BP"]), bytes=bytes,
+        trips=sums, **common,
+    )  # fmt: skip
+    yield Case(
+        f"to_rgb data gradient {layer}", to_rgb_kernel._data_gradient, dict(dy=image, w="*fp32", dx=image) | sizes,
+        few | tile, programs=N * tiles * blocks, bytes=bytes, **common,
+    )  # fmt: skip
+    yield Case(
+        f"to_rgb weight gradient {layer}", to_rgb_kernel._weight_gradient, dict(dy=image, x=image, dw="*fp32") | sizes,
+        few | tile | dict(STEPS=epilogue.STEPS), programs=N * chunks * blocks, bytes=bytes + 4 * N * chunks * 3 * C,
+        trips=min(epilogue.STEPS, tiles), **common,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def _tile(x, n, p0, c0, C, P, CHANNELS_LAST: tl.constexpr, BP: tl.constexpr, BC:
     base = n.to(tl.int64) * C * P
     if CHANNELS_LAST:
         return x + (base + p0.to(tl.int64) * C + c0) + (p[:, None] * C + c[None, :])
-    return x + (base + c0.to(tl.int64) * P + p0) + (p[:, None] + c[None, :] * P)
+    return x + (base + tl.cast(c0, tl.int64) * P + p0) + (p[:, None] + c[None, :] * P)
 
 
 @triton.jit

@@ -14,11 +14,12 @@ from ..convolution.layout import dense
 from ..convolution.op import check_output, parse_factor, whole_padding
 from ..resampling.geometry import Padding, Pair, parse_padding
 from ..resampling.op import check_filter, check_image, check_kind, filter_size
-from . import reference
+from . import reference, to_rgb
 from .algebra import Layer, Tail
 
-# the convolution that keeps the size, which has kernels of ours
+# the convolutions that keep the size, which have kernels of ours
 SAME = plan((3, 3), 1, 1, (1, 1, 1, 1))
+POINTWISE = plan((1, 1), 1, 1, (0, 0, 0, 0))
 
 
 @door
@@ -56,11 +57,13 @@ def modulated_conv2d(
         flip_weight: True to correlate with `weight`, as PyTorch's convolution does, False to convolve.
         fused_modconv: Changes nothing: there is one way to compute it. Taken because callers pass it.
         impl: "cudnn" (PyTorch's convolution between two Triton kernels), "triton" (the same, and the convolution too
-            where there is a kernel for it: 3x3 without resampling, 16 bits, channels in multiples of 64),
+            where there is a kernel for it: 3x3 without resampling, 16 bits, channels in multiples of 64; 1x1 to at
+            most 4 channels, without demodulation and noise, as in ToRGB layers),
             "reference", or None for the one in force (see `implementation`).
 
     Returns:
-        `[N, O, H', W']`, of the dtype of `x`; channels last in 16 bits where "cudnn" runs.
+        `[N, O, H', W']`, of the dtype of `x`; channels last in 16 bits where "cudnn" runs, and
+        channels first from the kernel of ToRGB.
 
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, equations 1 and 3.
     """
@@ -146,6 +149,9 @@ def _modulated_conv2d(
         if noise is not None:
             noise = noise.reshape(1 if noise.ndim == 2 else len(noise), -1)
         x, weight, how = arranged(x, weight, up, down, padding, flip_weight=flip_weight)
+        if own and how == POINTWISE and d is None and noise is None and len(weight) <= to_rgb.MOST:
+            weight = weight.to(wide).flatten(1) * styles.to(wide)[:, None]          # [N, O, I]
+            return to_rgb.ToRGB.apply(x, weight, bias, tail)
         own = own and how == SAME and _takes(x, weight)
         weight, styles = weight.to(x.dtype), styles.to(wide)
         return Layer.apply(dense(x), weight, styles, d, noise, bias, resample_filter, how, tail, own)
