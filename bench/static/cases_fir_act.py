@@ -25,6 +25,9 @@ def cases() -> Iterator[Case]:
             yield from _bias_act(arch, 32, 128, 256, channels_last=True, name=act_name)
         for C, R in ((64, 256), (512, 32)):
             yield from _filters_of_12_taps(arch, 32, R, C)
+        yield from _filters_of_12_taps(arch, 32, 256, 3, channels_last=False)
+        for bits in (32, 16):
+            yield from _channels_first(arch, bits)
         yield from _any(arch, 32, 256)
 
 
@@ -78,21 +81,33 @@ def _network_filters(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
             yield _separable(f"filter {layer} {filter.name}, and tail", arch, N, C, filter, tail=True)
 
 
-def _filters_of_12_taps(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
+def _channels_first(arch: int, bits: int) -> Iterator[Case]:
+    """Images, which the generator adds up; and layers in fp32."""
+    excuse = "2-byte accesses: channels first" if bits == 16 else ""
+    for N, R, C in (32, 256, 3), (8, 1024, 3), (8, 64, 512):
+        layer = f"{C}@{R} N={N} channels first" + ("" if bits == 16 else " fp32")
+        for filter in filters(R):
+            name = f"filter {layer} {filter.name}"
+            ragged = "65 x 65 outputs in whole lines of 32" if filter.output % 2 and R <= 64 else ""
+            yield _separable(name, arch, N, C, filter, bits=bits, channels_last=False, excuse=ragged or excuse)
+
+
+def _filters_of_12_taps(arch: int, N: int, R: int, C: int, channels_last: bool = True) -> Iterator[Case]:
     for bits in (16, 32):
-        layer = f"{C}@{R} N={N}" + ("" if bits == 16 else " fp32")
+        layer = f"{C}@{R} N={N}" + ("" if channels_last else " channels first") + ("" if bits == 16 else " fp32")
         excuse = "12 taps: bound by issue slots, not tuned"
         for filter in long_filters(R):
             name = f"filter of 12 {layer} {filter.name}".strip()
-            yield _separable(name, arch, N, C, filter, bits=bits, excuse=excuse)
+            yield _separable(name, arch, N, C, filter, bits=bits, channels_last=channels_last, excuse=excuse)
 
 
 def _separable(
-    name: str, arch: int, N: int, C: int, filter: Filter, tail: bool = False, bits: int = 16, excuse: str = ""
-) -> Case:
+    name: str, arch: int, N: int, C: int, filter: Filter,
+    tail: bool = False, bits: int = 16, channels_last: bool = True, excuse: str = "",
+) -> Case:  # fmt: skip
     R, OR, up, down, taps, pad = filter.size, filter.output, filter.up, filter.down, filter.taps, filter.padding[0]
     size, image = bits // 8, POINTERS[bits]
-    tile = fir.separable_tile(f"sm_{arch}", size, C, (OR, OR), up, down, taps)
+    tile = fir.separable_tile(f"sm_{arch}", size, C, (OR, OR), up, down, taps, channels_last)
     few = dict(demod="*fp32", noise="*fp32", bias=image) if tail else {}
     numbers = dict(noise_stride="i32", H="i32", W="i32", groups="i32", OH="i32", OW="i32")
     floats = dict(scale="fp32", alpha="fp32", gain="fp32", clamp="fp32")
@@ -100,19 +115,20 @@ def _separable(
     warm_up = 0 if kept <= 4 else -(-kept * up // (tile.rows * down))
     bytes = N * C * size * (R * R + OR * OR) + (4 * N * OR * OR if tail else 0)
     return Case(
-        name, fir.upfirdn2d_nhwc_kernel, dict(x=image, fx="*fp32", fy="*fp32", y=image) | few | numbers | floats,
+        name, fir.separable_kernel, dict(x=image, fx="*fp32", fy="*fp32", y=image) | few | numbers | floats,
         dict(UP=up, DOWN=down, PAD_X=pad, PAD_Y=pad, TAPS_X=taps, TAPS_Y=taps, FLIP=False, TAIL=tail, CLAMP=tail,
+             GROUP=8 if channels_last else 1, CHANNELS_LAST=channels_last,
              SLOTS=tile.slots, ROWS=tile.rows, STEPS=tile.steps, COLS=tile.cols, CHANNELS=tile.channels)
         | ({} if tail else dict(demod=None, noise=None, bias=None)),
         arch, tile.warps, programs=N * tile.programs(C, OR, OR), bytes=bytes, trips=tile.steps + warm_up,
-        # the rows of a step, and what comes of them
-        wide=tile.rows * tile.slots + tile.rows * down // up * taps // up,
+        # the rows of a step, and what comes of them; shifted by a column, channels first cannot be accessed so
+        wide=(tile.rows * tile.slots + tile.rows * down // up * taps // up) if channels_last else 0,
         excuse=excuse or ("a few microseconds" if bytes < 2**26 else ""),
     )  # fmt: skip
 
 
 def _any(arch: int, N: int, R: int) -> Iterator[Case]:
-    """The kernel that takes everything, on images of 3 channels in fp32: the skip of ToRGB, and augmentation."""
+    """The kernel that takes everything, on images of 3 channels in fp32: filters that are no product, augmentation."""
     excuse = "shifted 4-byte accesses: images, channels first"
     sizes = ["C", "H", "W", "OH", "OW", "x_n", "x_c", "x_h", "y_n", "y_c", "y_h"]
     pads = ["pad_x", "lead_x", "shift_x", "pad_y", "lead_y", "shift_y"]

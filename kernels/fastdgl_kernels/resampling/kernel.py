@@ -49,20 +49,23 @@ def _taps(f, scale, TAPS: tl.constexpr, FLIP: tl.constexpr):
 
 @triton.jit
 def _filtered_row(
-    x, iy, H, W, C, col, offset, inside, kx,
+    x, iy, H, W, pixel, col, offset, inside, kx,
     UP: tl.constexpr, DOWN: tl.constexpr, PAD: tl.constexpr, TAPS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """One input row, filtered along x: a tile for each of SLOTS neighbouring outputs."""
+    """One input row, filtered along x: a tile for each of SLOTS neighbouring outputs.
+
+    `pixel` is the distance of neighbouring pixels in memory.
+    """
     FIRST: tl.constexpr = _first(0, UP, DOWN, PAD)
     LAST: tl.constexpr = _last(SLOTS - 1, UP, DOWN, PAD, TAPS)
     # a row that does not exist has no pixels
     end = tl.where((iy >= 0) & (iy < H), W, 0)
-    row = x + (iy.to(tl.int64) * W) * C
+    row = x + (iy.to(tl.int64) * W) * pixel
     pixels = ()
     for i in tl.static_range(FIRST, LAST + 1):
         there = (col + i >= 0) & (col + i < end)
-        pixel = tl.load(row + i * C + offset, mask=there[:, None] & inside[None, :], other=0)
-        pixels = pixels + (pixel.to(tl.float32),)
+        values = tl.load(row + i * pixel + offset, mask=there[:, None] & inside[None, :], other=0)
+        pixels = pixels + (values.to(tl.float32),)
     slots = ()
     for s in tl.static_range(0, SLOTS):
         h = tl.zeros(offset.shape, tl.float32)
@@ -73,13 +76,14 @@ def _filtered_row(
 
 
 @triton.jit
-def upfirdn2d_nhwc_kernel(
+def separable_kernel(
     x, fx, fy, y, demod, noise, bias, noise_stride, H, W, groups, OH, OW, scale, alpha, gain, clamp,
     UP: tl.constexpr, DOWN: tl.constexpr, PAD_X: tl.constexpr, PAD_Y: tl.constexpr,
     TAPS_X: tl.constexpr, TAPS_Y: tl.constexpr, FLIP: tl.constexpr, TAIL: tl.constexpr, CLAMP: tl.constexpr,
+    GROUP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     SLOTS: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr, COLS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """upfirdn2d with a separable filter, channels last, one factor for both axes.
+    """upfirdn2d with a separable filter, dense images, one factor for both axes.
 
     A program makes ROWS * STEPS rows of SLOTS * COLS pixels of CHANNELS channels. It walks down the rows and keeps
     in registers those it has filtered along x and needs again. What a program does at which row and column is
@@ -87,19 +91,36 @@ def upfirdn2d_nhwc_kernel(
 
     TAIL: y = clamp(gain * lrelu(y * demod + noise + bias)) on the way out; demod, noise and bias may be None.
     """
-    # whole groups of 8: the compiler then knows that 16 bytes may be moved at once
-    C = groups * 8
+    # in groups of 8, if channels are last: the compiler then knows that 16 bytes may be moved at once
+    C = groups * GROUP
     blocks_c, blocks_x, blocks_y = tl.cdiv(C, CHANNELS), tl.cdiv(OW, SLOTS * COLS), tl.cdiv(OH, ROWS * STEPS)
     program = tl.program_id(0)
-    c = (program % blocks_c) * CHANNELS + tl.arange(0, CHANNELS)
+    c0 = (program % blocks_c) * CHANNELS
+    c = c0 + tl.arange(0, CHANNELS)
     program = program // blocks_c
-    q = (program % blocks_x) * COLS + tl.arange(0, COLS)
+    q0 = (program % blocks_x) * COLS
+    q = q0 + tl.arange(0, COLS)
     program = program // blocks_x
     oy0 = (program % blocks_y) * (ROWS * STEPS)
     n = (program // blocks_y).to(tl.int64)
     inside = c < C
-    x += n * H * W * C
-    y += n * OH * OW * C
+    # neighbours in memory are stored at once: they are channels, or what all slots of a column make
+    AT_ONCE: tl.constexpr = 1 if CHANNELS_LAST else SLOTS
+    columns = q0 * SLOTS + tl.arange(0, COLS * AT_ONCE)
+    col = q * (SLOTS * DOWN // UP)
+    if CHANNELS_LAST:
+        pixel = C
+        x += n * H * W * C
+        y += n * OH * OW * C
+        offset = col[:, None] * C + c[None, :]
+        out_offset = (q * SLOTS)[:, None] * C + c[None, :]
+    else:
+        pixel = 1
+        planes = tl.arange(0, CHANNELS)[None, :].to(tl.int64)
+        x += (n * C + c0) * H * W
+        y += (n * C + c0) * OH * OW
+        offset = col[:, None] + planes * H * W
+        out_offset = columns[:, None] + planes * OH * OW
 
     kx = _taps(fx, 1.0, TAPS_X, FLIP)
     ky = _taps(fy, scale, TAPS_Y, FLIP)
@@ -107,10 +128,6 @@ def upfirdn2d_nhwc_kernel(
         d = tl.load(demod + n * C + c, mask=inside, other=0).to(tl.float32)[None, :]
     if TAIL and bias is not None:
         b = tl.load(bias + c, mask=inside, other=0).to(tl.float32)[None, :]
-
-    col = q * (SLOTS * DOWN // UP)
-    offset = col[:, None] * C + c[None, :]
-    out_offset = (q * SLOTS)[:, None] * C + c[None, :]
 
     # of the input, counted from where a step begins
     STRIDE: tl.constexpr = ROWS * DOWN // UP
@@ -124,7 +141,7 @@ def upfirdn2d_nhwc_kernel(
     for i in tl.static_range(0, KEPT):
         if WARM_UP == 0:
             window = window + _filtered_row(
-                x, iy0 + (FIRST + i), H, W, C, col, offset, inside, kx, UP, DOWN, PAD_X, TAPS_X, SLOTS
+                x, iy0 + (FIRST + i), H, W, pixel, col, offset, inside, kx, UP, DOWN, PAD_X, TAPS_X, SLOTS
             )
         else:
             for s in tl.static_range(0, SLOTS):
@@ -133,13 +150,15 @@ def upfirdn2d_nhwc_kernel(
         rows = window
         for i in tl.static_range(KEPT, KEPT + STRIDE):
             rows = rows + _filtered_row(
-                x, iy0 + step * STRIDE + (FIRST + i), H, W, C, col, offset, inside, kx, UP, DOWN, PAD_X, TAPS_X, SLOTS
+                x, iy0 + step * STRIDE + (FIRST + i), H, W, pixel, col, offset, inside, kx,
+                UP, DOWN, PAD_X, TAPS_X, SLOTS,
             )
             for r in tl.static_range(0, ROWS):
                 # as soon as its last row is there
                 if max(_last(r, UP, DOWN, PAD_Y, TAPS_Y), FIRST + KEPT) == FIRST + i:
                     oy = oy0 + step * ROWS + r
                     end = tl.where((oy >= oy0) & (oy < OH), OW, 0)
+                    out = ()
                     for s in tl.static_range(0, SLOTS):
                         v = tl.zeros((COLS, CHANNELS), tl.float32)
                         for j in tl.static_range(_first(r, UP, DOWN, PAD_Y), _last(r, UP, DOWN, PAD_Y, TAPS_Y) + 1):
@@ -157,11 +176,16 @@ def upfirdn2d_nhwc_kernel(
                             if CLAMP:
                                 # not minimum and maximum, which take NaN for the bound
                                 v = tl.where(v > clamp, clamp, tl.where(v < -clamp, -clamp, v))
-                        tl.store(
-                            y + (oy.to(tl.int64) * OW + s) * C + out_offset,
-                            v.to(y.dtype.element_ty),
-                            mask=there[:, None] & inside[None, :],
-                        )
+                        v = v.to(y.dtype.element_ty)
+                        if AT_ONCE == 1:
+                            out_row = y + (oy.to(tl.int64) * OW + s) * pixel + out_offset
+                            tl.store(out_row, v, mask=there[:, None] & inside[None, :])
+                        else:
+                            out = out + (v,)
+                    if AT_ONCE == 2:
+                        v = tl.join(out[0], out[1]).permute(0, 2, 1).reshape(2 * COLS, CHANNELS)
+                        out_row = y + oy.to(tl.int64) * OW + out_offset
+                        tl.store(out_row, v, mask=(columns < end)[:, None] & inside[None, :])
         window = ()
         for k in tl.static_range(0, KEPT * SLOTS):
             window = window + (rows[STRIDE * SLOTS + k],)
@@ -232,7 +256,7 @@ class Tail:
 
     Args:
         demod: `[N, C]`, or None.
-        noise: `[N, 1, H, W]` or `[1, 1, H, W]` of the output, contiguous, or None.
+        noise: `[N, 1, H, W]` or `[1, 1, H, W]` of the output, or None.
         bias: `[C]`, or None.
         alpha: Slope for negative values; 1 for a linear activation.
         gain: Scale of the output.
@@ -257,10 +281,10 @@ def empty_output(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
 def upfirdn2d(x: Tensor, f: Tensor | None, resample: Resample, tail: Tail | None = None) -> Tensor:
     """Insert zeros, pad or crop, filter, decimate; `[N, C, H', W']` in the memory format of x."""
     factors = _factors(f)
-    if fits(x, factors, resample):
+    if fits(x, factors, resample) and (tail is None or memory_format(x) == torch.channels_last):
         return _separable(x, *factors, resample, tail or Tail(), tail is not None)
     if tail is not None:
-        raise NotImplementedError("only the kernel for channels last has a tail; ask `fits` first")
+        raise NotImplementedError("only images that are channels last, and that `fits`, have a tail")
     f = torch.ones([1, 1], dtype=torch.float32, device=x.device) if f is None else f.float()
     if f.ndim == 2:
         return _general(x, f.contiguous(), resample, x.dtype)
@@ -273,13 +297,12 @@ def upfirdn2d(x: Tensor, f: Tensor | None, resample: Resample, tail: Tail | None
 
 
 def fits(x: Tensor, factors: tuple[Tensor, Tensor] | None, resample: Resample) -> bool:
-    """Whether the kernel for channels last can do it: nearly all there is in a network of 16 bits."""
+    """Whether the kernel for dense images can do it: nearly all there is in a network."""
     (ux, uy), (dx, dy) = resample.up, resample.down
     return (
         factors is not None
-        and x.shape[1] % 8 == 0
-        and memory_format(x) == torch.channels_last
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and (memory_format(x) == torch.contiguous_format or x.shape[1] % 8 == 0)
+        and x.is_contiguous(memory_format=memory_format(x))
         and ux == uy
         and dx == dy
         and (ux, dx) in ((1, 1), (2, 1), (1, 2))
@@ -290,16 +313,21 @@ def fits(x: Tensor, factors: tuple[Tensor, Tensor] | None, resample: Resample) -
 def _separable(x: Tensor, fx: Tensor, fy: Tensor, resample: Resample, tail: Tail, has_tail: bool) -> Tensor:
     N, C, H, W = x.shape
     OW, OH = resample.output_size((W, H), (len(fx), len(fy)))
-    y = torch.empty([N, C, OH, OW], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y = torch.empty([N, C, OH, OW], dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    channels_last = memory_format(x) == torch.channels_last
+    group = 8 if channels_last else 1
     taps = max(len(fx), len(fy))
-    tile = separable_tile(architecture(x.device), x.element_size(), C, (OW, OH), resample.up[0], resample.down[0], taps)
-    noise_stride = 0 if tail.noise is None or tail.noise.shape[0] == 1 else OH * OW
+    factors = resample.up[0], resample.down[0]
+    tile = separable_tile(architecture(x.device), x.element_size(), C, (OW, OH), *factors, taps, channels_last)
+    # they may come expanded or as slices
+    demod, noise, bias = (None if t is None else t.contiguous() for t in (tail.demod, tail.noise, tail.bias))
+    noise_stride = 0 if noise is None or noise.shape[0] == 1 else OH * OW
     launch(
-        upfirdn2d_nhwc_kernel, N * tile.programs(C, OW, OH),
-        x, fx, fy, y, tail.demod, tail.noise, tail.bias, noise_stride, H, W, C // 8, OH, OW,
+        separable_kernel, N * tile.programs(C, OW, OH),
+        x, fx, fy, y, demod, noise, bias, noise_stride, H, W, C // group, OH, OW,
         resample.gain, tail.alpha, tail.gain, tail.clamp or 0.0,
-        resample.up[0], resample.down[0], resample.padding[0], resample.padding[2],
-        len(fx), len(fy), resample.flip_filter, has_tail, tail.clamp is not None,
+        *factors, resample.padding[0], resample.padding[2],
+        len(fx), len(fy), resample.flip_filter, has_tail, tail.clamp is not None, group, channels_last,
         tile.slots, tile.rows, tile.steps, tile.cols, tile.channels,
         num_warps=tile.warps,
     )  # fmt: skip
@@ -323,29 +351,38 @@ class Tile:
         return across * triton.cdiv(OH, self.rows * self.steps)
 
 
-def separable_tile(arch: str, element: int, C: int, size: Pair, up: int, down: int, taps: int) -> Tile:
+def separable_tile(
+    arch: str, element: int, C: int, size: Pair, up: int, down: int, taps: int, channels_last: bool
+) -> Tile:
     """The tile for an output of C channels and `size`, of elements of so many bytes.
 
     Sizes of a network are powers of two, and one more: the tile is cut so that little of it hangs over.
     """
     OW, OH = size
     slots, rows, steps, elements, warps = tuned(f"upfirdn2d_up{up}_down{down}_{4 if taps <= 4 else 12}", arch)
-    # a thread holds 16 bytes of a row
-    elements = elements * 2 // element
+    widest, columns = triton.next_power_of_2(C), triton.next_power_of_2(triton.cdiv(OW, slots))
+    # of what is contiguous in memory, whole lines
+    if channels_last:
+        # a thread holds 16 bytes of a row
+        elements = elements * 2 // element
+        shapes = [(n, max(1, elements // n)) for n in {min(widest, 64), min(widest, 128)}]
+    else:
+        # or two elements, for each has an address of its own
+        elements //= 4
+        lines = [n for n in (32, 64, 128, 256) if n <= min(columns, elements)] or [min(columns, elements)]
+        shapes = [(min(widest, elements // n), n) for n in lines]
 
-    def cols(channels: int) -> int:
-        return max(1, elements // channels)
+    def area(shape: Pair) -> int:
+        channels, cols = shape
+        return triton.cdiv(C, channels) * channels * triton.cdiv(OW, slots * cols) * cols
 
     def height(steps: int) -> int:
         # what is read before the first output of a tile counts as well
         return triton.cdiv(OH, rows * steps) * (rows * steps + taps - 1)
 
-    widest = triton.next_power_of_2(C)
-    channels = min(
-        {min(widest, 64), min(widest, 128)}, key=lambda n: (triton.cdiv(OW, slots * cols(n)) * cols(n), n)
-    )
+    channels, cols = min(shapes, key=lambda shape: (area(shape), shape))
     steps = min((s for s in (1, 2, 4, 8, 16, 32) if s <= steps), key=lambda s: (height(s), s))
-    return Tile(slots, rows, steps, cols(channels), channels, warps)
+    return Tile(slots, rows, steps, cols, channels, warps)
 
 
 def _general(x: Tensor, f: Tensor, resample: Resample, dtype: torch.dtype) -> Tensor:
