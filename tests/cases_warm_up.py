@@ -42,16 +42,19 @@ def cache(monkeypatch, tmp_path):
     monkeypatch.setitem(_tuning.TABLE, "cpu", {})
     monkeypatch.setattr(_launch, "_held", {})
     triton.runtime.driver.set_active(Driver())
+    # on the CPU, the launcher leaves it to the caller
+    triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8))
     return tmp_path
 
 
 def forget():
     """As in a new process."""
     from fastdgl_kernels.activation import kernel as activation
+    from fastdgl_kernels.convolution import kernel as convolution
     from fastdgl_kernels.modulation import epilogue
     from fastdgl_kernels.resampling import kernel as resampling
 
-    for module in (activation, epilogue, resampling):
+    for module in (activation, convolution, epilogue, resampling):
         for function in vars(module).values():
             if isinstance(function, triton.JITFunction):
                 function.device_caches.clear()

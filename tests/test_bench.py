@@ -38,10 +38,12 @@ REPRESENTATIVE = [
     *cases.upfirdn2d(1, 4, 3, filters(4)[3], FP32, channels_last=False),
     *cases.tail(2, 4, 8, FP16),
     *cases.convolution(1, 16, 64, FP16),
+    *cases.resampling_convolution(1, 16, 64, FP16),
+    *cases.resampling_convolution(1, 32, 32, FP16),
     *cases.convolution_with_own_weights(1, 16, 64, FP16),
     *cases.modulated_layer(1, 8, 16, "same", "cudnn", FP16),
     cases.second_order_of_layer(1, 4, 8, "rgb", "cudnn", FP32),
-    first(cases.downsampling(1, 4, 8, 3, FP32), "second order"),
+    first(cases.downsampling(1, 4, 8, 3, "cudnn", FP32), "second order"),
 ]
 
 

@@ -77,13 +77,19 @@ def test_16_bits_keep_their_memory_format(dtype):
         assert (a - b).abs().max() <= 4 * torch.finfo(dtype).eps * b.abs().max()
 
 
-def test_a_layer_with_a_convolution_of_our_own():
-    def f(x, w, s):
-        return ops.modulated_conv2d_bias_act(x, w, s, padding=1, impl="triton")
+@pytest.mark.parametrize("I, O, arguments", [(64, 64, {}), (64, 32, dict(up=2)), (64, 128, dict(down=2))], ids=str)
+def test_a_convolution_of_our_own(I, O, arguments):
+    x = on_device(1, I, 16, 32, seed=1, dtype=torch.float16, channels_last=True).requires_grad_()
+    w, s, b = on_device(O, I, 3, 3, seed=2) / 24, on_device(1, I, seed=3), on_device(O, seed=4)
+    tensors = [x, *(t.requires_grad_() for t in (w, s, b))]
 
-    x = on_device(1, 64, 8, 8, seed=1, dtype=torch.float16, channels_last=True)
-    tensors = [t.requires_grad_() for t in (x, on_device(64, 64, 3, 3, seed=3), on_device(1, 64, seed=4))]
-    assert_same(value_and_gradients(compiled(f), tensors), value_and_gradients(f, tensors))
+    def f(x, w, s, b):
+        y = ops.modulated_conv2d_bias_act(x, w, s, bias=b, padding=1, resample_filter=F, impl="triton", **arguments)
+        return y + ops.conv2d_resample(x, w.half(), F, padding=1, impl="triton", **arguments)
+
+    got, expected = value_and_gradients(compiled(f), tensors), value_and_gradients(f, tensors)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype and (a - b).abs().max() <= 4 * torch.finfo(torch.float16).eps * b.abs().max()
 
 
 def test_conv2d_resample_by_its_own_derivatives():

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastdgl_kernels import conv2d_resample, setup_filter
+from fastdgl_kernels.convolution import kernel
 from fastdgl_kernels.convolution.op import output_size
 from numerics import assert_as_accurate, assert_golden, assert_same_derivatives, golden_cases, golden_id, normal
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -144,6 +145,73 @@ def test_empty_batch_gives_an_empty_result(impl):
     w, f = normal(3, 2, 3, 3), setup_filter([1, 3, 3, 1])
     for factors in (dict(), dict(up=2), dict(down=2)):
         assert conv2d_resample(normal(0, 2, 4, 4), w, f, padding=1, impl=impl, **factors).shape[:2] == (0, 3)
+
+
+# 8 x 16 pixels on the smaller side, or 8 x 32 of 32 channels: shape of x, channels of the output, arguments
+OF_OUR_OWN = {
+    "3x3": ((2, 64, 8, 16), 128, dict(padding=1)),
+    "3x3-convolving": ((1, 64, 8, 16), 128, dict(padding=1, flip_weight=False)),
+    "3x3-uneven-padding": ((1, 64, 8, 15), 128, dict(padding=[2, 1, 1, 1])),
+    "3x3-of-32": ((2, 32, 8, 32), 32, dict(padding=1)),
+    "up": ((2, 128, 8, 16), 64, dict(up=2, padding=1)),
+    "up-convolving": ((1, 128, 8, 16), 64, dict(up=2, padding=1, flip_weight=False)),
+    "up-and-down": ((1, 128, 8, 16), 64, dict(up=2, down=2, padding=1)),
+    "up-to-32": ((2, 64, 8, 16), 32, dict(up=2, padding=1)),
+    "up-to-32-convolving": ((1, 64, 8, 16), 32, dict(up=2, padding=1, flip_weight=False, flip_filter=True)),
+    "up-uneven-padding": ((1, 64, 8, 16), 64, dict(up=2, padding=[1, 2, 1, 0])),
+    "down": ((2, 64, 16, 32), 128, dict(down=2, padding=1)),
+    "down-even": ((1, 64, 16, 32), 128, dict(down=2, padding=[1, 2, 1, 2])),
+    "down-without-filter": ((1, 64, 16, 32), 64, dict(down=2, padding=1, f=None)),
+    "down-from-32": ((2, 32, 16, 32), 64, dict(down=2, padding=1)),
+    "down-from-32-flipped": ((1, 32, 16, 32), 64, dict(down=2, padding=1, flip_weight=False, flip_filter=True)),
+}
+every_one_of_our_own = pytest.mark.parametrize("x_shape, O, arguments", OF_OUR_OWN.values(), ids=OF_OUR_OWN)
+
+
+def of_our_own(x_shape, O):
+    """x, w, and a filter that is the same neither along x and y nor backwards."""
+    w = normal(O, x_shape[1], 3, 3, seed=1) / (9 * x_shape[1]) ** 0.5
+    f = torch.outer(torch.tensor([1.0, 3.0, 2.0, 1.0]), torch.tensor([2.0, 3.0, 3.0, 1.0])) / 63
+    return normal(*x_shape).half(), w.half(), f
+
+
+@every_one_of_our_own
+def test_a_convolution_of_our_own_is_as_accurate_as_pytorchs(x_shape, O, arguments, monkeypatch):
+    x, w, f = of_our_own(x_shape, O)
+    arguments = dict(f=f) | arguments
+
+    def results(impl, dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in (x, w)]
+        y = conv2d_resample(*inputs, impl=impl, **arguments)
+        return [y, *torch.autograd.grad(y, inputs, normal(*y.shape, seed=9).half().to(dtype))]
+
+    truth, allowed = results("reference", torch.float64), results("cudnn", torch.float16)
+    ran = []
+    for name in ("convolve", "weight_gradient"):
+        run = getattr(kernel, name)
+        monkeypatch.setattr(kernel, name, lambda *tensors, run=run: ran.append(run.__name__) or run(*tensors))
+    for number, (exact, a, g) in enumerate(zip(truth, allowed, results("triton", torch.float16))):
+        floor = exact.abs().max() * torch.finfo(torch.float16).eps
+        assert (g - exact).abs().max() <= 2 * (a - exact).abs().max() + floor, f"result {number}"
+    assert sorted(ran) == ["convolve", "convolve", "weight_gradient"]
+
+
+@pytest.mark.parametrize("name", ["3x3", "3x3-of-32", "up", "up-to-32", "down", "down-from-32"])
+def test_second_derivatives_of_a_convolution_of_our_own(name):
+    x_shape, O, arguments = OF_OUR_OWN[name]
+    x, w, f = of_our_own((1, *x_shape[1:]), O)
+    assert_as_accurate(
+        lambda x, w: conv2d_resample(x, w, f, impl="triton", **arguments),
+        lambda x, w: conv2d_resample(x, w, f, impl="reference", **arguments),
+        [x, w],
+    )
+
+
+def test_pytorch_convolves_where_there_is_no_kernel_of_our_own():
+    x, w, f = normal(1, 4, 8, 16).half(), normal(6, 4, 3, 3).half(), setup_filter([1, 3, 3, 1])
+    for factors in (dict(), dict(up=2), dict(down=2)):
+        by_name = [conv2d_resample(x, w, f, padding=1, impl=impl, **factors) for impl in ("triton", "cudnn")]
+        assert torch.equal(*by_name)
 
 
 X, W = torch.zeros(1, 4, 5, 5), torch.zeros(6, 2, 3, 3)

@@ -29,7 +29,7 @@ class NoWaiting(TorchDispatchMode):
 def layers(x, b, w, s, impl):
     y = ops.modulated_conv2d_bias_act(x, w, s, None, b, up=2, padding=1, resample_filter=F, clamp=256, impl=impl)
     y = ops.modulated_conv2d_bias_act(y, w, s, y[:, :1], b, padding=1, impl=impl)
-    y = ops.conv2d_resample(y, w.to(y.dtype), F, down=2, padding=1, impl="cudnn" if impl == "triton" else impl)
+    y = ops.conv2d_resample(y, w.to(y.dtype), F, down=2, padding=1, impl=impl)
     y = ops.bias_act(y, b, act="swish", clamp=256, impl=impl)
     y = ops.upfirdn2d(y, LONG, up=2, padding=7, impl=impl)
     return ops.scale_shift_act(y, s, b, up=2)

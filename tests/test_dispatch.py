@@ -3,7 +3,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastdgl_kernels import _dispatch, bias_act, conv2d_resample, explain, implementation, kernels_in_force, modulated_conv2d, upfirdn2d
+from fastdgl_kernels import (
+    _dispatch,
+    bias_act,
+    conv2d_resample,
+    explain,
+    implementation,
+    kernels_in_force,
+    modulated_conv2d,
+    setup_filter,
+    upfirdn2d,
+)
 from fastdgl_kernels._dispatch import dispatch, within
 
 X = torch.zeros(1, 2, 4, 4)
@@ -194,6 +204,14 @@ def test_explains_what_was_asked_for(interpreted):
     assert text.startswith("upfirdn2d runs as 'triton'") and "implementation='triton' leaves no choice" in text
     assert "slow: to be had by name only" in explain(upfirdn2d, X, None)
     assert explain(bias_act, X.double(), impl="triton").startswith("bias_act cannot run as 'triton'")
+
+
+def test_explains_whose_convolution_it_is(interpreted):
+    x, w, f = torch.zeros(1, 64, 16, 32).half(), torch.zeros(128, 64, 3, 3).half(), setup_filter([1, 3, 3, 1])
+    text = explain(conv2d_resample, x, w, f, down=2, padding=1)
+    assert "triton: it is on cpu" in text and text.count("; convolves by a kernel of its own") == 1
+    text = explain(modulated_conv2d, x, w, torch.zeros(1, 64), impl="triton", padding=0)
+    assert "triton: able; leaves the convolution to PyTorch: of 3 x 3 taps at stride 1, the kernels pad by 1" in text
 
 
 def test_explaining_computes_nothing_and_refuses_what_the_operator_refuses():

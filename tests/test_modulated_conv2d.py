@@ -1,9 +1,8 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from fastdgl_kernels import bias_act, conv2d_resample, modulated_conv2d, modulated_conv2d_bias_act, setup_filter
 from fastdgl_kernels.convolution.algebra import Conv, Geometry, WeightGrad
-from fastdgl_kernels.modulation import algebra, kernel
+from fastdgl_kernels.modulation import algebra
 from numerics import (
     assert_as_accurate,
     assert_close,
@@ -458,100 +457,71 @@ def test_the_tail_may_come_with_the_filter(noise, factors):
         assert (got - exact).abs().max() <= 2 * (allowed - exact).abs().max() + floor, f"result {number}"
 
 
-N, C, H, W = 2, 64, 8, 16
-SMALL_TILES = {
-    "one-box": kernel.Tile(8, 16, 64, 64, 4, 3),
-    "many-boxes": kernel.Tile(4, 8, 16, 16, 4, 3),
-    "ragged": kernel.Tile(16, 32, 32, 32, 4, 3),
+# 8 x 16 pixels on the smaller side, or 8 x 32 of 32 channels: channels of input and output, arguments
+OF_OUR_OWN = {
+    "same": (64, 64, dict(padding=1)),
+    "same-of-32": (32, 32, dict(padding=1)),
+    "up": (128, 64, dict(up=2, padding=1, flip_weight=False)),
+    "up-to-32": (64, 32, dict(up=2, padding=1, flip_weight=False)),
+    "down": (64, 128, dict(down=2, padding=1)),
 }
-every_tile = pytest.mark.parametrize("tile", SMALL_TILES.values(), ids=SMALL_TILES)
+every_one_of_our_own = pytest.mark.parametrize("I, O, arguments", OF_OUR_OWN.values(), ids=OF_OUR_OWN)
 
 
-def half(*shape, seed=0, scale=1.0):
-    return (normal(*shape, seed=seed) * scale).half()
+def of_our_own(I, O, arguments):
+    """x, weight, styles, noise and bias of a layer whose convolution has a kernel."""
+    up, down, W = arguments.get("up", 1), arguments.get("down", 1), 32 if I == O == 32 else 16
+    x, noise = normal(1, I, 8 * down, W * down).half(), normal(8 * up, W * up, seed=3)
+    return [x, normal(O, I, 3, 3, seed=1), normal(1, I, seed=2), noise, normal(O, seed=4)]
 
 
-def channels_last(t):
-    return t.contiguous(memory_format=torch.channels_last)
+@every_one_of_our_own
+@pytest.mark.parametrize("bare", [False, True], ids=["layer", "bare"])
+def test_a_layer_of_our_own_convolution_is_as_accurate_as_one_after_the_other(bare, I, O, arguments):
+    tensors = of_our_own(I, O, arguments)[: 3 if bare else 5]
 
-
-def close_in_fp16(got, exact):
-    assert got.shape == exact.shape and got.isfinite().all()
-    # one rounding of the result: half of eps at most, uniformly; sums are in fp32
-    assert (got.double() - exact).norm() <= torch.finfo(torch.float16).eps / 2 * exact.norm()
-
-
-@every_tile
-@pytest.mark.parametrize("own_weights", [False, True], ids=["shared", "own"])
-def test_the_matrix_product_is_the_convolution(own_weights, tile):
-    x = channels_last(half(N, C // 2, H, W))
-    w = half(N, C, C // 2, 3, 3, seed=1, scale=1 / 17)
-    w = torch.stack([channels_last(one) for one in w]) if own_weights else channels_last(w[0])
-    one = [w[n] if own_weights else w for n in range(N)]
-    if tile.BI > C // 2:
-        pytest.skip("the tile is wider than the images")
-    exact = torch.cat([F.conv2d(x[n : n + 1].double(), one[n].double(), padding=1) for n in range(N)])
-    close_in_fp16(kernel.forward(x, w, None, None, None, blocks=tile), exact)
-
-
-@every_tile
-def test_the_matrix_product_ends_as_a_layer_does(tile):
-    x, w = channels_last(half(N, C, H, W)), channels_last(half(C, C, 3, 3, seed=1, scale=1 / 24))
-    d, noise, bias = normal(N, C, seed=2).abs(), normal(N, 1, H, W, seed=3), normal(C, seed=4)
-    u = F.conv2d(x.double(), w.double(), padding=1) * d[:, :, None, None] + noise
-    exact = bias_act(u, bias, act="lrelu", clamp=1.0, impl="reference")
-    noise = noise.float().reshape(N, -1)
-    close_in_fp16(kernel.forward(x, w, d.float(), noise, bias.float(), 0.2, 2**0.5, 1.0, tile), exact)
-
-
-@every_tile
-def test_the_data_gradient_reads_the_weight_as_it_lies(tile):
-    dy, w = channels_last(half(N, C, H, W)), channels_last(half(C, C, 3, 3, seed=1, scale=1 / 24))
-    exact = torch.nn.grad.conv2d_input((N, C, H, W), w.double(), dy.double(), padding=1)
-    close_in_fp16(kernel.data_gradient(dy, w, tile), exact)
-
-
-@pytest.mark.parametrize(
-    "cut",
-    [kernel.Split(1, 4, 16, 64, 64, 2), kernel.Split(1, 1, 16, 16, 32, 3), kernel.Split(2, 8, 16, 64, 64, 1), None],
-    ids=["boxes", "rows-uneven", "two-samples", "chosen"],
-)
-def test_the_weight_gradient_is_exact_in_fp32_and_repeats(cut):
-    x, dy = channels_last(half(N, C, H, W)), channels_last(half(N, C, H, W, seed=1))
-    exact = torch.nn.grad.conv2d_weight(x.double(), (C, C, 3, 3), dy.double(), padding=1)
-    got = kernel.weight_gradient(x, dy, cut)
-    assert_close(got.double(), exact, tolerance=8 * torch.finfo(torch.float32).eps)
-    assert torch.equal(got, kernel.weight_gradient(x, dy, cut))
-
-
-def test_a_layer_of_our_own_convolution_is_as_accurate_as_one_after_the_other():
-    tensors = [half(N, C, H, W), normal(C, C, 3, 3, seed=1), normal(N, C, seed=2), normal(H, W, seed=3), normal(C, seed=4)]
-
-    def gradients(impl, dtype):
+    def results(impl, dtype):
         inputs = [t.to(dtype if i == 0 else torch.promote_types(dtype, torch.float32)) for i, t in enumerate(tensors)]
         inputs = [t.requires_grad_() for t in inputs]
-        y = modulated_conv2d_bias_act(*inputs, padding=1, act="linear", gain=2.0, impl=impl)
-        return [y, *torch.autograd.grad(y, inputs, half(*y.shape, seed=9).to(dtype))]
+        if bare:
+            y = modulated_conv2d(*inputs, resample_filter=FILTER, demodulate=False, impl=impl, **arguments)
+        else:
+            y = modulated_conv2d_bias_act(
+                *inputs, resample_filter=FILTER, act="linear", gain=2.0, impl=impl, **arguments
+            )
+        return [y, *torch.autograd.grad(y, inputs, normal(*y.shape, seed=9).half().to(dtype))]
 
-    results = zip(
-        gradients("reference", torch.float64), gradients("reference", torch.float16), gradients("triton", torch.float16)
-    )
-    for number, (exact, allowed, got) in enumerate(results):
+    assert_as_accurate_in_fp16(results)
+
+
+@pytest.mark.parametrize("name", ["same", "up-to-32", "down"])
+def test_second_derivatives_of_a_layer_of_our_own_convolution(name):
+    I, O, arguments = OF_OUR_OWN[name]
+    x, *masters = of_our_own(I, O, arguments)
+    masters = [t.float() for t in masters]
+
+    def result(impl):
+        def run(x):
+            tensors = [t.to(torch.promote_types(t.dtype, x.dtype)) for t in masters]
+            return modulated_conv2d_bias_act(
+                x, *tensors, resample_filter=FILTER, act="linear", impl=impl, **arguments
+            )
+
+        return run
+
+    assert_as_accurate(result("triton"), result("reference"), [x])
+
+
+def assert_as_accurate_in_fp16(results):
+    """What `results` gives by "triton" errs at most twice as much as what it gives by "reference"."""
+    allowed, got = (results(impl, torch.float16) for impl in ("reference", "triton"))
+    truth = results("reference", torch.float64)
+    for number, (exact, a, g) in enumerate(zip(truth, allowed, got)):
         floor = exact.abs().max() * torch.finfo(torch.float16).eps
-        assert (got - exact).abs().max() <= 2 * (allowed - exact).abs().max() + floor, f"result {number}"
-
-
-def test_says_which_images_have_no_kernel():
-    x = torch.empty(2, 64, 16, 16, dtype=torch.float16)
-    assert kernel.why_not(x, 64) is None
-    assert "16 bits" in kernel.why_not(x.float(), 64)
-    assert "multiples of 64, they are 64 and 32" in kernel.why_not(x, 32)
-    assert "they are 4 and 16" in kernel.why_not(x[:, :, :4], 64)
-    assert "none" in kernel.why_not(x[:0], 64)
+        assert (g - exact).abs().max() <= 2 * (a - exact).abs().max() + floor, f"result {number}"
 
 
 def test_layers_without_a_kernel_are_convolved_by_pytorch():
-    tensors = of_a_layer(LAYERS["hidden"], torch.float32)
-    tensors = [t.float() for t in tensors]
+    tensors = [t.float() for t in of_a_layer(LAYERS["hidden"], torch.float32)]
     by_name = [modulated_conv2d_bias_act(*tensors, padding=1, impl=impl) for impl in ("triton", "cudnn")]
     assert torch.equal(*by_name)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 REPRESENTATIVE = (
     r"^(epilogue 512@64|epilogue gradient 128@256 N=32|scale gradient 512@32|conv 256@128 N=32"
     r"|to_rgb weight gradient 128@256 N=32|scale_shift_act gradient 192@64 N=32 up"
-    r"|conv data gradient 64@512|conv weight gradient 512@64) .*sm_90$"
+    r"|conv data gradient 64@512|conv weight gradient 512@64|conv up 256@128>128@256 N=32|conv and filter up) .*sm_90$"
     r"|^(epilogue 512@16 N=32 fp32|conv data gradient 64@512) .*sm_80$"
 )
 

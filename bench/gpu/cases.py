@@ -18,9 +18,10 @@ from fastdgl_kernels.activation import kernel as activation
 from fastdgl_kernels.activation.reference import activation_funcs
 from fastdgl_kernels.activation.reference import bias_act as bias_act_reference
 from fastdgl_kernels.activation.spec import Spec
+from fastdgl_kernels.convolution import kernel as product
+from fastdgl_kernels.convolution.algebra import FEW_CHANNELS, Geometry
 from fastdgl_kernels.convolution.op import whole_padding
 from fastdgl_kernels.modulation import epilogue
-from fastdgl_kernels.modulation import kernel as product
 from fastdgl_kernels.modulation.reference import modulated_conv2d_bias_act as modulated_reference
 from fastdgl_kernels.resampling import kernel as resampling
 from fastdgl_kernels.resampling.geometry import Resample
@@ -55,6 +56,9 @@ TILES = (
 )
 PARTS = (1, 2, 4, 8, 16, 32)
 
+# the convolution that keeps the size
+SAME = Geometry((3, 3), padding=(1, 1))
+
 
 def checked() -> Iterator[Case]:
     """To be compared with float64: every kernel in every dtype and memory format it takes, few samples, real layers and odd ones."""
@@ -73,6 +77,7 @@ def checked() -> Iterator[Case]:
             yield from upfirdn2d(2, R, C, filter, FP16)
         # a batch divisible by 16 makes a kernel of its own
         yield from convolution(min(N, 16), R, C, FP16)
+        yield from resampling_convolution(2, R, C, FP16)
     yield from convolution(2, 64, 512, BF16)
     yield from convolution(2, 256, 128, BF16)
     yield from convolution(1, 64, 512, FP16)
@@ -92,7 +97,8 @@ def checked() -> Iterator[Case]:
                 yield second_order_of_layer(2, 16, 64, kind, impl, dtype)
     for dtype in (FP16, BF16, FP32):
         for size in (1, 3):
-            yield from downsampling(2, 32, 64, size, dtype)
+            for impl in ("cudnn", "triton"):
+                yield from downsampling(2, 32, 64, size, impl, dtype)
 
 
 def timed() -> Iterator[Case]:
@@ -104,9 +110,10 @@ def timed() -> Iterator[Case]:
             yield from upfirdn2d(N, R, C, filter, FP16)
         yield from tail(N, R, C, FP16)
         yield from convolution(N, R, C, FP16)
+        yield from resampling_convolution(N, R, C, FP16)
         for impl in ("cudnn", "triton"):
             yield from modulated_layer(N, R, C, "same", impl, FP16)
-        yield from modulated_layer(N, R, C, "up", "cudnn", FP16)
+            yield from modulated_layer(N, R, C, "up", impl, FP16)
     for largest, N in NETWORKS.items():
         yield from modulated_layer(N, largest, channels(largest), "rgb", "cudnn", FP16)
         for filter in filters(largest)[2:]:
@@ -294,9 +301,9 @@ def tail(N: int, R: int, C: int, dtype: torch.dtype, channels_last: bool = True)
 
 def convolution(N: int, R: int, C: int, dtype: torch.dtype) -> Iterator[Case]:
     """The matrix product: alone, with the tail of a layer, and both gradients; nothing where there is no kernel."""
-    like = torch.empty([N, C, R, R], dtype=dtype, device="meta")
-    if product.why_not(like, C) is not None:
+    if product.why_not(dtype, (N, C, R, R), C, SAME) is not None:
         return
+    backwards = SAME.adjoint((R, R))
 
     def tensors(random: Random) -> Tensors:
         image = partial(random.normal, N, C, R, R, dtype=dtype, channels_last=True)
@@ -308,25 +315,25 @@ def convolution(N: int, R: int, C: int, dtype: torch.dtype) -> Iterator[Case]:
         return {"y": F.conv2d(x, w, padding=1)}
 
     def forward(x: Tensor, w: Tensor, blocks=None) -> Tensors:
-        return {"y": product.forward(x, w, None, None, None, blocks=blocks)}
+        return {"y": product.convolve(x, w, SAME, blocks=blocks)}
 
     def tail_definition(x: Tensor, w: Tensor, d: Tensor, noise: Tensor, bias: Tensor) -> Tensors:
         return {"y": _ended(F.conv2d(x, w, padding=1), d, noise, bias)}
 
     def forward_and_tail(x: Tensor, w: Tensor, d: Tensor, noise: Tensor, bias: Tensor) -> Tensors:
-        return {"y": product.forward(x, w, d, noise, bias, ALPHA, GAIN, CLAMP)}
+        return {"y": product.convolve(x, w, SAME, resampling.Tail(d, noise, bias, ALPHA, GAIN, CLAMP))}
 
     def cudnn_and_tail(x: Tensor, w: Tensor, d: Tensor, noise: Tensor, bias: Tensor) -> Tensor:
         return epilogue.forward(F.conv2d(x, w, padding=1), d, noise, bias, ALPHA, GAIN, CLAMP)
 
     def data_gradient(dy: Tensor, w: Tensor, blocks=None) -> Tensors:
-        return {"dx": product.data_gradient(dy, w, blocks)}
+        return {"dx": product.convolve(dy, w, backwards, blocks=blocks)}
 
     def data_gradient_definition(dy: Tensor, w: Tensor) -> Tensors:
         return {"dx": F.conv_transpose2d(dy, w, padding=1)}
 
     def weight_gradient(x: Tensor, dy: Tensor, blocks=None) -> Tensors:
-        return {"dw": product.weight_gradient(x, dy, blocks)}
+        return {"dw": product.weight_gradient(x, dy, SAME, blocks)}
 
     def weight_gradient_definition(x: Tensor, dy: Tensor) -> Tensors:
         return {"dw": torch.nn.grad.conv2d_weight(x, [C, C, 3, 3], dy, padding=1)}
@@ -334,9 +341,10 @@ def convolution(N: int, R: int, C: int, dtype: torch.dtype) -> Iterator[Case]:
     shared = partial(
         Case, "convolution", layer=named(N, R, C, dtype), dtype=dtype, tensors=tensors, flops=conv_flops(N, R * R, C, C)
     )
+    # of 32 channels, tiles are of pixels two by two: there is one way to cut them
     yield shared(
         "forward", run=forward, reference=definition, rivals={"cudnn": definition},
-        candidates=partial(_tiles, "convolution forward", forward, R, C),
+        candidates=partial(_tiles, "convolution forward", forward, R, C) if C >= 64 else None,
     )  # fmt: skip
     yield shared(
         "forward with tail", run=forward_and_tail, reference=tail_definition,
@@ -345,12 +353,61 @@ def convolution(N: int, R: int, C: int, dtype: torch.dtype) -> Iterator[Case]:
     yield shared(
         "data gradient", run=data_gradient, reference=data_gradient_definition,
         rivals={"cudnn": data_gradient_definition},
-        candidates=partial(_tiles, "convolution data gradient", data_gradient, R, C),
+        candidates=partial(_tiles, "convolution data gradient", data_gradient, R, C) if C >= 64 else None,
     )  # fmt: skip
     yield shared(
         "weight gradient", run=weight_gradient, reference=weight_gradient_definition,
-        rivals={"cudnn": weight_gradient_definition}, candidates=partial(_splits, weight_gradient, N, R, C),
+        rivals={"cudnn": weight_gradient_definition},
+        candidates=partial(_splits, weight_gradient, N, R, C) if C >= 64 else None,
     )  # fmt: skip
+
+
+def resampling_convolution(N: int, R: int, C: int, dtype: torch.dtype) -> Iterator[Case]:
+    """The products between C channels at R and those at half of it: down, up, and the gradient of the weight.
+
+    Of 3x3 taps, or of 6x6 where the filter is in them; nothing where there is no kernel.
+    """
+    O, S = min(2 * C, 512), R // 2
+    merged = O <= FEW_CHANNELS
+    down = Geometry((6, 6), 2, (2, 2)) if merged else Geometry((3, 3), 2)
+    large, k = (R if merged else R + 2), down.kernel[0]
+    up = down.adjoint((large, large))
+    if product.why_not(dtype, (N, C, large, large), O, down) is not None:
+        return
+
+    def tensors(random: Random) -> Tensors:
+        image = partial(random.normal, dtype=dtype, channels_last=True)
+        given = {"x": image(N, C, large, large), "y": image(N, O, S, S)}
+        return given | {"w": image(O, C, k, k) / sqrt(k * k * C)}
+
+    def run_down(x: Tensor, w: Tensor) -> Tensors:
+        return {"y": product.convolve(x, w, down)}
+
+    def down_definition(x: Tensor, w: Tensor) -> Tensors:
+        return {"y": F.conv2d(x, w, None, 2, down.padding)}
+
+    def run_up(y: Tensor, w: Tensor) -> Tensors:
+        return {"x": product.convolve(y, w, up)}
+
+    def up_definition(y: Tensor, w: Tensor) -> Tensors:
+        return {"x": F.conv_transpose2d(y, w, None, 2, up.padding, up.output_padding)}
+
+    def weight_gradient(x: Tensor, y: Tensor) -> Tensors:
+        return {"dw": product.weight_gradient(x, y, down)}
+
+    def weight_gradient_definition(x: Tensor, y: Tensor) -> Tensors:
+        return {"dw": torch.nn.grad.conv2d_weight(x, [O, C, k, k], y, 2, down.padding)}
+
+    shared = partial(
+        Case, "resampling convolution", layer=f"{k}x{k} {named(N, R, C, dtype)}", dtype=dtype, tensors=tensors,
+        flops=conv_flops(N, S * S, C, O, k * k),
+    )  # fmt: skip
+    for order, run, definition in (
+        ("down", run_down, down_definition),
+        ("up", run_up, up_definition),
+        ("weight gradient", weight_gradient, weight_gradient_definition),
+    ):
+        yield shared(order, run=run, reference=definition, rivals={"cudnn": definition})
 
 
 def convolution_with_own_weights(N: int, R: int, C: int, dtype: torch.dtype) -> Iterator[Case]:
@@ -361,7 +418,7 @@ def convolution_with_own_weights(N: int, R: int, C: int, dtype: torch.dtype) -> 
         return {"x": random.normal(N, C, R, R, dtype=dtype, channels_last=True), "w": w}
 
     def run(x: Tensor, w: Tensor) -> Tensors:
-        return {"y": product.forward(x, w.unflatten(0, (N, C)), None, None, None)}
+        return {"y": product.convolve(x, w.unflatten(0, (N, C)), SAME)}
 
     def definition(x: Tensor, w: Tensor) -> Tensors:
         y = F.conv2d(x.reshape(1, N * C, R, R), w, padding=1, groups=N)
@@ -468,7 +525,7 @@ def _layer(N: int, R: int, C: int, kind: str, dtype: torch.dtype):
     return layer, definition, theirs, shared
 
 
-def downsampling(N: int, R: int, C: int, size: int, dtype: torch.dtype) -> Iterator[Case]:
+def downsampling(N: int, R: int, C: int, size: int, impl: str, dtype: torch.dtype) -> Iterator[Case]:
     """The convolution that halves the resolution in the discriminator: gradients taken once and twice."""
 
     def tensors(random: Random) -> Tensors:
@@ -492,10 +549,10 @@ def downsampling(N: int, R: int, C: int, size: int, dtype: torch.dtype) -> Itera
 
         return run
 
-    layer = f"{size}x{size} down cudnn {named(N, R, C, dtype, dtype != FP32)}"
+    layer = f"{size}x{size} down {impl} {named(N, R, C, dtype, dtype != FP32)}"
     shared = partial(Case, "conv2d_resample", layer=layer, dtype=dtype, tensors=tensors, fused=True)
-    yield shared("forward and gradients", run=once("cudnn"), reference=once("reference"))
-    yield shared("second order", run=twice("cudnn"), reference=twice("reference"))
+    yield shared("forward and gradients", run=once(impl), reference=once("reference"))
+    yield shared("second order", run=twice(impl), reference=twice("reference"))
 
 
 def _ended(u: Tensor, d: Tensor, noise: Tensor, bias: Tensor) -> Tensor:

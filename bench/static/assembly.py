@@ -35,7 +35,7 @@ class Facts:
         loop: Of the longest innermost loop; with matrix instructions in it, if any loop has them.
         wide: Global loads and stores of 16 bytes, or by the tensor memory accelerator.
         narrow: Other global loads and stores.
-        matrix: Matrix instructions in the loop.
+        matrix: Matrix instructions in the loop; of the whole kernel where the loop has been unrolled.
         from_registers: wgmma whose first operand is in registers ("RS"): known to be miscompiled by Triton up to 3.6 (its issue 9433).
         serialized: Whether every wgmma of the loop waits for the one before it.
         loop_ldsm: Loads from shared memory into registers for matrix instructions, in the loop.
@@ -123,7 +123,7 @@ def _facts(usage: str, code: str, ttgir: str, shared: int, seconds: float) -> Fa
         loop=sum(in_loop.values()),
         wide=wide + accelerated,
         narrow=sum(accesses.values()) - wide,
-        matrix=wgmma or _starting(in_loop, "HMMA"),
+        matrix=wgmma or _starting(in_loop, "HMMA") or _starting(counts, "HMMA"),
         from_registers=_from_registers(ttgir),
         serialized=wgmma > 1 and waits >= wgmma,
         loop_ldsm=_starting(in_loop, "LDSM"),

@@ -1,11 +1,10 @@
-"""The modulated layers of StyleGAN2, config F, at 256 and 1024: every kernel around and in their convolutions."""
+"""The modulated layers of StyleGAN2, config F, at 256 and 1024: every kernel around their convolutions."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from fastdgl_kernels.modulation import epilogue, kernel, to_rgb_kernel
+from fastdgl_kernels.modulation import epilogue, to_rgb_kernel
 
-from ..shapes import ALPHA, CLAMP, GAIN, NETWORKS, conv_flops, layers
+from ..shapes import ALPHA, CLAMP, GAIN, NETWORKS, layers
 from .case import Case
 
 
@@ -15,15 +14,11 @@ def cases() -> Iterator[Case]:
         for N, R, C in layers(half=True):
             yield from _around(arch, N, R, C)
             yield from _to_rgb(arch, N, R, C)
-            # fewer than 64 channels are left to cuDNN
-            if C >= 64:
-                yield from _convolution(arch, N, R, C)
         for N, R, C in layers(half=False):
             yield from _around(arch, N, R, C, wide=True)
             yield from _to_rgb(arch, N, R, C, wide=True)
         for R, N in NETWORKS.items():
             yield from _image(arch, N, R)
-        yield from _single(arch)
 
 
 def _around(arch: int, N: int, R: int, C: int, wide: bool = False) -> Iterator[Case]:
@@ -112,41 +107,3 @@ def _to_rgb(arch: int, N: int, R: int, C: int, wide: bool = False) -> Iterator[C
         few | tile | dict(STEPS=epilogue.STEPS), programs=N * chunks * blocks, bytes=bytes + 4 * N * chunks * 3 * C,
         trips=min(epilogue.STEPS, tiles), **common,
     )  # fmt: skip
-
-
-def _single(arch: int) -> Iterator[Case]:
-    """One sample with weights of its own: Triton makes a kernel of its own where an integer is 1."""
-    for case in _convolution(arch, 1, 64, 512):
-        one = {"N": 1, "weights_per_sample": 1}.items()
-        constexprs = {name: value for name, value in one if name in case.signature}
-        yield replace(case, constexprs=case.constexprs | constexprs, excuse="one sample does not fill the machine")
-
-
-def _convolution(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
-    layer, flops, images = f"{C}@{R} N={N}", conv_flops(N, R * R, C, C), 2 * N * R * R * C * 2
-    tile = kernel.tile(R, R, C, f"sm_{arch}")
-    programs = N * (R // tile.BH) * (R // tile.BW) * (C // tile.BO)
-    sizes = dict(N="i32", H="i32", W="i32", weights_per_sample="i32", noise_stride="i32")
-    shape = dict(I=C, O=C) | tile.blocks
-    launch = dict(programs=programs, flops=flops, trips=9 * C // tile.BI, num_warps=tile.num_warps)
-    launch |= dict(num_stages=tile.num_stages, divisible=("H", "W"))
-    yield Case(
-        f"conv {layer}", kernel._forward, dict(x="*fp16", w="*fp16", y="*fp16", d="*fp32", noise="*fp32", bias="*fp32")
-        | sizes, shape | dict(ALPHA=ALPHA, GAIN=GAIN, CLAMP=CLAMP, TRANSPOSED=False), arch,
-        bytes=images + 18 * C * C + 4 * N * R * R, **launch,
-    )  # fmt: skip
-    yield Case(
-        f"conv data gradient {layer}", kernel._forward, dict(x="*fp16", w="*fp16", y="*fp16") | sizes,
-        shape | dict(d=None, noise=None, bias=None, ALPHA=1.0, GAIN=1.0, CLAMP=None, TRANSPOSED=True), arch,
-        bytes=images + 18 * C * C, **launch,
-    )  # fmt: skip
-    cut = kernel.split(N, R, R, C, C, f"sm_{arch}")
-    boxes = -(-N // cut.BN) * (R // cut.BH) * (R // cut.BW)
-    steps = -(-boxes // cut.parts)
-    yield Case(
-        f"conv weight gradient {layer}", kernel._weight_gradient,
-        dict(x="*fp16", dy="*fp16", partial="*fp32", N="i32", steps="i32"),
-        dict(H=R, W=R, I=C, O=C) | cut.blocks, arch, cut.num_warps, cut.num_stages, (),
-        9 * (C // cut.BO) * (C // cut.BI) * cut.parts, images + 36 * C * C * (cut.parts + 1), flops, steps,
-    )  # fmt: skip
-

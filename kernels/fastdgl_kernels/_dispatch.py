@@ -2,10 +2,11 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -48,7 +49,12 @@ def implementation(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def dispatch(x: Tensor, impl: str | None, **implementations: Callable) -> Callable:
+def dispatch(
+    x: Tensor,
+    impl: str | None,
+    remarks: Mapping[str, Callable[[], str]] = MappingProxyType({}),
+    **implementations: Callable,
+) -> Callable:
     """Pick the implementation of an operator for `x`.
 
     Asked in this order: the argument `impl`, the surrounding `implementation(...)`, the environment
@@ -61,6 +67,7 @@ def dispatch(x: Tensor, impl: str | None, **implementations: Callable) -> Callab
     Args:
         x: The operator's main input: what can run depends on its device and dtype.
         impl: The caller's wish, or None.
+        remarks: What `explain` is to say besides of an implementation that can run, by its name.
         implementations: The operator's own, by name, the fastest first, "reference" last, which carries its name.
     """
     name, source = _wanted(impl)
@@ -70,7 +77,7 @@ def dispatch(x: Tensor, impl: str | None, **implementations: Callable) -> Callab
     obstacle = {"auto": why_not_by_itself, "fastest": why_not}.get(name)
     taken = next(n for n in implementations if obstacle(n, x) is None) if obstacle else name
     if _explaining.get():
-        raise _Explanation(_explanation(x, operator, name, source, taken, implementations))
+        raise _Explanation(_explanation(x, operator, name, source, taken, implementations, remarks))
     if reason := why_not(taken, x):
         raise RuntimeError(f"{source}={name!r} cannot run {operator} on x of shape {tuple(x.shape)}: {reason}")
     return implementations[taken]
@@ -162,12 +169,21 @@ class _Explanation(Exception):
     """Carries the text from where the choice is made to who asked for it."""
 
 
-def _explanation(x: Tensor, operator: str, name: str, source: str, taken: str, names: Iterable[str]) -> str:
+def _explanation(
+    x: Tensor,
+    operator: str,
+    name: str,
+    source: str,
+    taken: str,
+    names: Iterable[str],
+    remarks: Mapping[str, Callable[[], str]],
+) -> str:
     reasons = {n: why_not_by_itself(n, x) if name == "auto" else why_not(n, x) for n in names}
     wish = f'"{name}" takes the first that is able' if name in ("auto", "fastest") else f"{source}={name!r} leaves no choice"
     verb = "runs" if reasons[taken] is None else "cannot run"
     lines = [f"{operator} {verb} as {taken!r} on x of shape {tuple(x.shape)}, {x.dtype}, {x.device}; {wish}"]
-    lines += [f"  {n}: {'able' if reason is None else reason}" for n, reason in reasons.items()]
+    said = {n: "; " + remark() for n, remark in remarks.items() if why_not(n, x) is None}
+    lines += [f"  {n}: {'able' if reason is None else reason}{said.get(n, '')}" for n, reason in reasons.items()]
     return "\n".join(lines)
 
 

@@ -1,10 +1,12 @@
-"""Convolutions by PyTorch (cuDNN on a GPU, oneDNN on a CPU), as two Functions closed under differentiation; filters around them.
+"""Convolutions by PyTorch (cuDNN on a GPU, oneDNN on a CPU) or by kernels of our own, as two Functions closed under
+differentiation; filters around them.
 
 PyTorch differentiates its convolutions twice as well, but the second time by convolutions with kernels as large as the
 image. Here every derivative of every order is one of three: a convolution, a transposed one, a weight gradient.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,7 @@ class Geometry:
         transposed: Whether this is the map from the output of the convolution to its input.
         output_padding: Of a transposed convolution: rows and columns at the end that no output has seen.
         groups: Of channels.
+        own: Whether kernels of our own compute it, and not PyTorch; see `owned`.
     """
 
     kernel: Pair
@@ -37,6 +40,7 @@ class Geometry:
     transposed: bool = False
     output_padding: Pair = (0, 0)
     groups: int = 1
+    own: bool = False
 
     def output_size(self, size: Pair) -> Pair:
         """Height and width of what comes of an image of `size`."""
@@ -53,6 +57,10 @@ class Geometry:
         reached = backwards.output_size(self.output_size(size))
         return replace(backwards, output_padding=(size[0] - reached[0], size[1] - reached[1]))
 
+    def again(self) -> "Geometry":
+        """For a derivative that is to be differentiated itself: PyTorch's, in any case."""
+        return replace(self, own=self.own and not torch.is_grad_enabled())
+
 
 class Conv(Function):
     """y = w * x, or the transposed map; bilinear. The weight is `[O, I / groups, h, w]`; transposed it takes O channels to I."""
@@ -65,9 +73,9 @@ class Conv(Function):
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        x, w = ctx.saved_tensors
-        dx = Conv.apply(dy, w, ctx.geometry.adjoint(x.shape[2:])) if ctx.needs_input_grad[0] else None
-        dw = WeightGrad.apply(x, dy, ctx.geometry) if ctx.needs_input_grad[1] else None
+        (x, w), geometry = ctx.saved_tensors, ctx.geometry.again()
+        dx = Conv.apply(dy, w, geometry.adjoint(x.shape[2:])) if ctx.needs_input_grad[0] else None
+        dw = WeightGrad.apply(x, dy, geometry) if ctx.needs_input_grad[1] else None
         return dx, dw, None
 
 
@@ -82,9 +90,9 @@ class WeightGrad(Function):
 
     @staticmethod
     def backward(ctx, ddw: Tensor):
-        x, dy = ctx.saved_tensors
-        dx = Conv.apply(dy, ddw, ctx.geometry.adjoint(x.shape[2:])) if ctx.needs_input_grad[0] else None
-        ddy = Conv.apply(x, ddw, ctx.geometry) if ctx.needs_input_grad[1] else None
+        (x, dy), geometry = ctx.saved_tensors, ctx.geometry.again()
+        dx = Conv.apply(dy, ddw, geometry.adjoint(x.shape[2:])) if ctx.needs_input_grad[0] else None
+        ddy = Conv.apply(x, ddw, geometry) if ctx.needs_input_grad[1] else None
         return dx, ddy, None
 
 
@@ -92,6 +100,10 @@ def convolve(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """The map itself."""
     x = dense(x)
     w = dense_like(w, x)
+    if geometry.own:
+        from . import kernel
+
+        return kernel.convolve(x, w, geometry)
     # the dtype was chosen by the caller: autocast is not to choose again
     with torch.autocast(x.device.type, enabled=False):
         if geometry.transposed:
@@ -108,6 +120,10 @@ def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry) -> Tensor:
         x, dy = dy, x
     x = dense(x)
     dy = dense_like(dy, x)
+    if geometry.own:
+        from . import kernel
+
+        return kernel.weight_gradient(x, dy, geometry).to(x.dtype)
     like = x.new_empty(1).expand(dy.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
     stride, padding = [geometry.stride] * 2, list(geometry.padding)
     with torch.autocast(x.device.type, enabled=False):
@@ -129,25 +145,116 @@ class Plan:
 
     def run(self, x: Tensor, w: Tensor, f: Tensor | None) -> Tensor:
         """The map."""
-        return _filtered(Conv.apply(_filtered(x, f, self.before), w, self.conv), f, self.after)
+        return filtered(Conv.apply(filtered(x, f, self.before), w, self.conv), f, self.after)
 
     def pulled(self, dy: Tensor, f: Tensor | None, size: Pair) -> Tensor:
         """The gradient of what the convolution made, for images of `size`, (x, y): both gradients below start from it."""
-        return _unfiltered(dy, f, self.after, self.conv.output_size(self._convolved(f, size))[::-1])
+        return _unfiltered(dy, f, self.after, self.conv.output_size(self._convolved(filter_size(f), size))[::-1])
 
     def data_gradient(self, dy: Tensor, w: Tensor, f: Tensor | None, size: Pair) -> Tensor:
         """The gradient of `x`, from what `pulled` made."""
-        return _unfiltered(Conv.apply(dy, w, self.conv.adjoint(self._convolved(f, size))), f, self.before, size)
+        dx = Conv.apply(dy, w, self.conv.adjoint(self._convolved(filter_size(f), size)))
+        return _unfiltered(dx, f, self.before, size)
 
     def weight_gradient(self, dy: Tensor, x: Tensor, f: Tensor | None) -> Tensor:
         """The gradient of `w`, from what `pulled` made."""
-        return WeightGrad.apply(_filtered(x, f, self.before), dy, self.conv)
+        return WeightGrad.apply(filtered(x, f, self.before), dy, self.conv)
 
-    def _convolved(self, f: Tensor | None, size: Pair) -> Pair:
+    def again(self) -> "Plan":
+        """For a derivative that is to be differentiated itself: PyTorch's convolutions, in any case."""
+        return replace(self, conv=self.conv.again())
+
+    def evened(self, taps: Pair, size: Pair) -> "Plan":
+        """The same map, for images of `size`, (x, y), its 3x3 convolution of stride 2 beside larger images of even sides.
+
+        They are given a last row and a last column that come to nothing.
+        """
+        if self.conv.transposed:
+            h, w = (n % 2 for n in self.conv.output_size(size[::-1]))
+            first, *rest = self.after
+            after = replace(first, padding=_less(first.padding, w, h)), *rest
+            return replace(self, conv=replace(self.conv, output_padding=(h, w)), after=after)
+        h, w = (n % 2 for n in self._convolved(taps, size))
+        *rest, last = self.before
+        return replace(self, before=(*rest, replace(last, padding=_less(last.padding, -w, -h))))
+
+    def merged(self, taps: Pair) -> "Plan | None":
+        """The same map by one convolution of 6x6 taps, of the weight that `merged_weight` makes.
+
+        It multiplies four times as much as 3x3 taps and the filter next to them, and saves what lies between the two a
+        way through memory. None where filter and padding do not make such a convolution.
+        """
+        conv, first, last = replace(self.conv, kernel=(6, 6), padding=(2, 2)), self.before[-1:], self.after[:1]
+        padding = last[0].padding if conv.transposed else tuple(p - 1 for p in first[0].padding)
+        if taps != (4, 4) or padding != (1, 1, 1, 1):
+            return None
+        return Plan((), conv, self.after[1:]) if conv.transposed else Plan(self.before[:-1], conv, ())
+
+    def merged_weight(self, w: Tensor, f: Tensor) -> Tensor:
+        """w and the filter next to the convolution in one: w'[t] = gain * sum over r of w[r] f[t - r], 6x6 taps."""
+        r = self.after[0] if self.conv.transposed else self.before[-1]
+        # a transposed convolution turns what comes after it
+        flip_filter = r.flip_filter == self.conv.transposed
+        return upfirdn2d(w, f, padding=3, flip_filter=flip_filter, gain=r.gain, impl=within(w))
+
+    def _convolved(self, taps: Pair, size: Pair) -> Pair:
         """Height and width of what the convolution sees."""
         for r in self.before:
-            size = r.output_size(size, filter_size(f))
+            size = r.output_size(size, taps)
         return size[::-1]
+
+
+def _less(padding: Padding, x: int, y: int) -> Padding:
+    """With columns and rows less at the end."""
+    x0, x1, y0, y1 = padding
+    return x0, x1 - x, y0, y1 - y
+
+
+# channels of the smaller images up to which 6x6 taps take less time than 3x3 and a filter, as four times the products
+# weigh against a way through memory: 79 on an H100, 50 on an A100, by their rates (bench/static). Not measured on a GPU
+FEW_CHANNELS = 64
+
+
+def owned(plan: Plan, x: Tensor, w: Tensor, f: Tensor | None) -> tuple[Plan, Tensor]:
+    """The plan by kernels of our own, and its weight; what was given, where there are none for it."""
+    shapes = (tuple(map(int, t.shape)) for t in (x, w))
+    own, reason = choice(plan, x.dtype, *shapes, filter_size(f))
+    if reason is not None:
+        return plan, w
+    return own, plan.merged_weight(w, f) if own.conv.kernel != plan.conv.kernel else w
+
+
+@cache
+def choice(
+    plan: Plan, dtype: torch.dtype, shape: tuple[int, ...], weight: tuple[int, ...], taps: Pair
+) -> tuple[Plan, str | None]:
+    """The plan by kernels of our own, and None; where there are none for it, the plan, and the reason.
+
+    Args:
+        shape: Of x, `[N, I, H, W]`.
+        weight: Shape of w, as the plan takes it.
+        taps: Width and height of the filter.
+    """
+    from . import kernel
+
+    size, (few, O) = shape[:1:-1], (weight[0], weight[1 if plan.conv.transposed else 0])
+    candidates = [plan]
+    if plan.conv.stride == 2 and plan.conv.kernel == (3, 3) and plan.conv.groups == 1:
+        candidates = [plan.evened(taps, size)]
+        if few <= FEW_CHANNELS and (merged := plan.merged(taps)):
+            candidates.insert(0, merged)
+    for own in candidates:
+        reason = kernel.why_not(dtype, (*shape[:2], *own._convolved(taps, size)), O, own.conv)
+        if reason is None:
+            return replace(own, conv=replace(own.conv, own=True)), None
+    return plan, reason
+
+
+def remark(x: Tensor, w: Tensor, f: Tensor | None, up: int, down: int, padding: Padding, groups: int = 1) -> str:
+    """Whose convolution it is that runs as "triton", in words."""
+    x, w, plan = arranged(x.to("meta"), w.to("meta"), up, down, padding, groups)
+    _, reason = choice(plan, x.dtype, tuple(x.shape), tuple(w.shape), filter_size(f))
+    return "convolves by a kernel of its own" if reason is None else f"leaves the convolution to PyTorch: {reason}"
 
 
 def arranged(
@@ -165,7 +272,8 @@ def arranged(
         # a convolution pads alike on both sides
         (px, py), rest = split_padding(padding)
         x, padding = F.pad(x, rest) if any(rest) else x, (px, px, py, py)
-    O, I, kh, kw = w.shape
+    # whoever traces may take the sizes of x for unknown, not these
+    O, I, kh, kw = map(int, w.shape)
     transposed = up > 1 and (kh, kw) != (1, 1)
     if flip_weight == transposed:
         w = w.flip([2, 3])
@@ -200,15 +308,16 @@ def plan(kernel: Pair, up: int, down: int, padding: Padding, groups: int = 1, fl
     return Plan((), replace(same, padding=(y0, x0)), ())
 
 
-def _filtered(x: Tensor, f: Tensor | None, filters: tuple[Resample, ...]) -> Tensor:
+def filtered(x: Tensor, f: Tensor | None, filters: tuple[Resample, ...]) -> Tensor:
+    """The filters, one after another."""
     for r in filters:
         x = upfirdn2d(x, f, r.up, r.down, r.padding, r.flip_filter, r.gain, impl=within(x))
     return x
 
 
 def _unfiltered(dy: Tensor, f: Tensor | None, filters: tuple[Resample, ...], size: Pair) -> Tensor:
-    """The transposed map of `_filtered` for images of `size`, (x, y)."""
+    """The transposed map of `filtered` for images of `size`, (x, y)."""
     taps, sizes = filter_size(f), [size]
     for r in filters[:-1]:
         sizes.append(r.output_size(sizes[-1], taps))
-    return _filtered(dy, f, tuple(r.adjoint(size, taps) for r, size in zip(filters[::-1], sizes[::-1])))
+    return filtered(dy, f, tuple(r.adjoint(size, taps) for r, size in zip(filters[::-1], sizes[::-1])))

@@ -1,6 +1,7 @@
 """The public door of conv2d_resample: arguments are checked and completed here."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from ..resampling import geometry
 from ..resampling.geometry import Padding, Pair, parse_padding, parse_scaling
 from ..resampling.op import check_filter, check_image, filter_size
 from . import reference
-from .algebra import arranged
+from .algebra import arranged, owned, remark
 
 
 @door
@@ -42,7 +43,8 @@ def conv2d_resample(
         flip_weight: True to correlate with `w`, as PyTorch's convolution does, False to convolve.
         flip_filter: False to convolve with `f`, True to correlate.
         impl: "cudnn" (PyTorch's convolution, differentiated twice without convolving by kernels as large as the
-            image), "reference", or None for the one in force (see `implementation`).
+            image), "triton" (the same, by a convolution of our own where there is a kernel for it, see
+            `convolution.kernel.why_not`), "reference", or None for the one in force (see `implementation`).
 
     Returns:
         `[N, O, H', W']`, of the dtype of `x`.
@@ -55,12 +57,19 @@ def conv2d_resample(
     up, down = parse_factor(up, "up"), parse_factor(down, "down")
     padding = parse_padding(padding)
     check_output(x, w, f, up, down, padding)
-    run = dispatch(x, impl, cudnn=_cudnn, reference=reference.conv2d_resample)
     padding = whole_padding(filter_size(f), up, down, padding)
+    run = dispatch(
+        x,
+        impl,
+        {"triton": partial(remark, x, w, f, up, down, padding, groups)},
+        cudnn=_conv2d_resample,
+        triton=partial(_conv2d_resample, own=True),
+        reference=reference.conv2d_resample,
+    )
     return run(x, w, f, up, down, padding, groups, bool(flip_weight), bool(flip_filter))
 
 
-def _cudnn(
+def _conv2d_resample(
     x: Tensor,
     w: Tensor,
     f: Tensor | None,
@@ -70,8 +79,12 @@ def _cudnn(
     groups: int,
     flip_weight: bool,
     flip_filter: bool,
+    *,
+    own: bool = False,
 ) -> Tensor:
     x, w, plan = arranged(x, w, up, down, padding, groups, flip_weight, flip_filter)
+    if own:
+        plan, w = owned(plan, x, w, f)
     return plan.run(x, w, f)
 
 

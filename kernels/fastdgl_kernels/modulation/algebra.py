@@ -1,4 +1,4 @@
-"""The modulated layer as Functions closed under differentiation: PyTorch's convolution between two passes of our own.
+"""The modulated layer as Functions closed under differentiation: a convolution between two passes of our own.
 
     u = conv(x * s, w)          y = clamp(gain * lrelu(u * d + noise + b))
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._dispatch import within
-from ..convolution.algebra import Plan
+from ..convolution.algebra import Plan, filtered
 from ..convolution.layout import dense, dense_like
 from ..resampling.op import upfirdn2d
 
@@ -33,27 +33,19 @@ class Tail(NamedTuple):
 class Layer(Function):
     """y from x `[N, I, H, W]`, dense, w of its dtype, s `[N, I]`, and d `[N, O]`, noise `[N or 1, H' W']`, bias `[O]`, or None.
 
-    Of the images, only x and y are kept. `own` takes the convolution from `kernel`, tail and all, instead of PyTorch;
-    what is to be differentiated again, PyTorch convolves in any case.
+    Of the images, only x and y are kept. What is to be differentiated again, PyTorch convolves in any case.
     """
 
     @staticmethod
     def forward(
         ctx, x: Tensor, w: Tensor, s: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None,
-        f: Tensor | None, plan: Plan, tail: Tail, own: bool,
+        f: Tensor | None, plan: Plan, tail: Tail,
     ) -> Tensor:  # fmt: skip
         from . import epilogue
 
         ctx.bare = d is None and noise is None and bias is None and tail == Tail()
-        ctx.own, xs = own, epilogue.scale(x, s)
-        if own:
-            from . import kernel
-
-            y = kernel.forward(xs, dense(w), d, noise, bias, *tail)
-        elif ctx.bare:
-            y = dense(plan.run(xs, w, f))
-        else:
-            y = _ended(xs, w, d, noise, bias, f, plan, tail)
+        xs = epilogue.scale(x, s)
+        y = dense(plan.run(xs, w, f)) if ctx.bare else _ended(xs, w, d, noise, bias, f, plan, tail)
         ctx.save_for_backward(x, w, s, d, noise, bias, f, None if ctx.bare else y)
         ctx.plan, ctx.tail = plan, tail
         return y
@@ -61,14 +53,20 @@ class Layer(Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         gradients = _composed if torch.is_grad_enabled() else _fused
-        return *gradients(ctx, dy, *ctx.saved_tensors), None, None, None, None
+        return *gradients(ctx, dy, *ctx.saved_tensors), None, None, None
 
 
 def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
-    """Convolution, filters and tail; the tail in the pass of the last filter where that has a kernel with one."""
+    """Convolution, filters and tail; the tail in the pass of whatever comes last, where that has a kernel with one."""
     from ..resampling import kernel as filters
     from . import epilogue
 
+    if plan.conv.own and not plan.after:
+        from ..convolution import kernel as convolution
+
+        return convolution.convolve(
+            dense(filtered(xs, f, plan.before)), dense(w), plan.conv, filters.Tail(d, noise, bias, *tail)
+        )
     if plan.after and xs.dtype != torch.float64:
         *_, last = plan.after
         u = dense(replace(plan, after=plan.after[:-1]).run(xs, w, f))
@@ -82,7 +80,7 @@ def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
 
 
 def _fused(ctx, dy, x, w, s, d, noise, bias, f, y):
-    from . import epilogue, kernel
+    from . import epilogue
 
     of_x, of_w, of_s, of_d, of_noise, of_bias = ctx.needs_input_grad[:6]
     du, dd, dnoise, dbias = dense(dy), None, None, None
@@ -92,20 +90,21 @@ def _fused(ctx, dy, x, w, s, d, noise, bias, f, y):
             of_u=of_x or of_w or of_s, of_d=of_d, of_noise=of_noise, of_bias=of_bias,
         )  # fmt: skip
     dx = ds = dw = None
-    if not ctx.own and (of_x or of_w or of_s):
+    if of_x or of_w or of_s:
         du = ctx.plan.pulled(du, f, x.shape[:1:-1])
     if of_x or of_s:
-        t = kernel.data_gradient(du, dense(w)) if ctx.own else ctx.plan.data_gradient(du, w, f, x.shape[:1:-1])
+        t = ctx.plan.data_gradient(du, w, f, x.shape[:1:-1])
         dx, ds, xs = epilogue.scale_backward(dense_like(t, x), x, s, of_x=of_x, of_s=of_s, again=of_w)
     elif of_w:
         xs = epilogue.scale(x, s)
     if of_w:
-        dw = kernel.weight_gradient(xs, du) if ctx.own else ctx.plan.weight_gradient(du, xs, f)
+        dw = ctx.plan.weight_gradient(du, xs, f)
     return dx, *_like([dw, ds, dd, _shared(dnoise, noise), dbias], [w, s, d, noise, bias])
 
 
 def _composed(ctx, dy, x, w, s, d, noise, bias, f, y):
     of_x, of_w, of_s, of_d, of_noise, of_bias = ctx.needs_input_grad[:6]
+    plan = ctx.plan.again()
     wide = torch.promote_types(x.dtype, torch.float32)
     # the slope is constant in y
     g = dy if ctx.tail == Tail() else Slope.apply(dy, y.detach(), ctx.tail)
@@ -113,17 +112,17 @@ def _composed(ctx, dy, x, w, s, d, noise, bias, f, y):
     dnoise = g.sum(1, dtype=wide).flatten(1) if of_noise else None
     xs = Scale.apply(x, s) if of_w or of_d else x
     # u was not kept
-    dd = Dot.apply(g, ctx.plan.run(xs, w, f)) if of_d else None
+    dd = Dot.apply(g, plan.run(xs, w, f)) if of_d else None
     du = g if d is None else Scale.apply(g, d)
     dx = dw = ds = None
     if of_x or of_w or of_s:
-        du = ctx.plan.pulled(du, f, x.shape[:1:-1])
+        du = plan.pulled(du, f, x.shape[:1:-1])
     if of_x or of_s:
-        t = ctx.plan.data_gradient(du, w, f, x.shape[:1:-1])
+        t = plan.data_gradient(du, w, f, x.shape[:1:-1])
         dx = Scale.apply(t, s) if of_x else None
         ds = Dot.apply(t, x) if of_s else None
     if of_w:
-        dw = ctx.plan.weight_gradient(du, xs, f)
+        dw = plan.weight_gradient(du, xs, f)
     return dx, *_like([dw, ds, dd, _shared(dnoise, noise), dbias], [w, s, d, noise, bias])
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from .._dispatch import dispatch, within
 from .._operators import door
 from ..activation import activation_funcs, bias_act
-from ..convolution.algebra import arranged, plan
+from ..convolution.algebra import arranged, owned, plan, remark
 from ..convolution.layout import dense
 from ..convolution.op import check_output, parse_factor, whole_padding
 from ..resampling.geometry import Padding, Pair, parse_padding
@@ -17,8 +17,7 @@ from ..resampling.op import check_filter, check_image, check_kind, filter_size
 from . import reference, to_rgb
 from .algebra import Layer, Tail
 
-# the convolutions that keep the size, which have kernels of ours
-SAME = plan((3, 3), 1, 1, (1, 1, 1, 1))
+# the convolution of ToRGB layers, which has kernels of its own
 POINTWISE = plan((1, 1), 1, 1, (0, 0, 0, 0))
 
 
@@ -57,9 +56,8 @@ def modulated_conv2d(
         flip_weight: True to correlate with `weight`, as PyTorch's convolution does, False to convolve.
         fused_modconv: Changes nothing: there is one way to compute it. Taken because callers pass it.
         impl: "cudnn" (PyTorch's convolution between two Triton kernels), "triton" (the same, and the convolution too
-            where there is a kernel for it: 3x3 without resampling, 16 bits, channels in multiples of 64; 1x1 to at
-            most 4 channels, without demodulation and noise, as in ToRGB layers),
-            "reference", or None for the one in force (see `implementation`).
+            where there is a kernel for it, see `convolution.kernel.why_not`, and for 1x1 to at most 4 channels without
+            demodulation and noise, as in ToRGB layers), "reference", or None for the one in force (see `implementation`).
 
     Returns:
         `[N, O, H', W']`, of the dtype of `x`; channels last in 16 bits where "cudnn" runs, and
@@ -71,6 +69,7 @@ def modulated_conv2d(
     run = dispatch(
         x,
         impl,
+        {"triton": partial(remark, x, weight, resample_filter, up, down, padding)},
         cudnn=_modulated_conv2d,
         triton=partial(_modulated_conv2d, own=True),
         reference=reference.modulated_conv2d,
@@ -115,6 +114,7 @@ def modulated_conv2d_bias_act(
     run = dispatch(
         x,
         impl,
+        {"triton": partial(remark, x, weight, resample_filter, up, down, padding)},
         cudnn=_modulated_conv2d_bias_act,
         triton=partial(_modulated_conv2d_bias_act, own=True),
         reference=reference.modulated_conv2d_bias_act,
@@ -152,16 +152,10 @@ def _modulated_conv2d(
         if own and how == POINTWISE and d is None and noise is None and len(weight) <= to_rgb.MOST:
             weight = weight.to(wide).flatten(1) * styles.to(wide)[:, None]          # [N, O, I]
             return to_rgb.ToRGB.apply(x, weight, bias, tail)
-        own = own and how == SAME and _takes(x, weight)
+        if own:
+            how, weight = owned(how, x, weight, resample_filter)
         weight, styles = weight.to(x.dtype), styles.to(wide)
-        return Layer.apply(dense(x), weight, styles, d, noise, bias, resample_filter, how, tail, own)
-
-
-def _takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the convolution has a kernel of ours for these."""
-    from . import kernel
-
-    return kernel.why_not(x, weight.shape[0]) is None
+        return Layer.apply(dense(x), weight, styles, d, noise, bias, resample_filter, how, tail)
 
 
 def _modulated_conv2d_bias_act(
