@@ -107,7 +107,11 @@ def _kernels(parts: dict[str, dict[str, dict]]) -> Iterator[str]:
         rivals = sorted({rival for r in results.values() for rival in r["rivals"]})
         head = ("case", "us", "20 % to 80 %", "GB/s", "of copy", "TFLOP/s", "of matmul", *(f"of {rival}" for rival in rivals))
         yield from _table(head, (_row(name, r, copy, ceilings, rivals) for name, r in results.items()))
-    rows = [(name, f"{r['us']:.0f}", _number(rate(r, "bytes"), 1e9), _number(rate(r, "flops"), 1e12)) for name, r in ceilings.items() if "us" in r]
+    rows = [
+        (name, f"{r['us']:.0f}", _number(rate(r, "bytes"), 1e9), _number(rate(r, "flops"), 1e12))
+        for name, r in ceilings.items()
+        if "us" in r
+    ]
     if rows:
         yield "\n## ceilings\n"
         yield from _table(("what", "us", "GB/s", "TFLOP/s"), rows)
@@ -134,7 +138,8 @@ def _networks(results: dict[str, dict]) -> Iterator[str]:
 def _proposal(proposed: dict[str, dict]) -> Iterator[str]:
     if proposed:
         yield "\n## proposed tiles; no table was changed\n"
-        rows = ((table, p["for all"], len(p["layers"]), f"{min(layer['of today'] for layer in p['layers'].values()):.2f}") for table, p in proposed.items())
+        ratios = {table: min(layer["of today"] for layer in p["layers"].values()) for table, p in proposed.items()}
+        rows = ((table, p["for all"], len(p["layers"]), f"{ratios[table]:.2f}") for table, p in proposed.items())
         yield from _table(("table", "best for all", "layers", "best layer, of today's time"), rows)
 
 
