@@ -120,7 +120,7 @@ def test_every_item_has_a_name_of_its_own():
     for listed in (cases.checked, cases.timed):
         keys = [case.key for case in listed()]
         # layers meet where a network and a list of formats both name them
-        assert len(set(keys)) > 0.9 * len(keys)
+        assert len(set(keys)) > 0.8 * len(keys)
     assert all(plan.names(part, True) for part in plan.PARTS)
 
 

@@ -42,7 +42,7 @@ class Part:
 
 PARTS = {
     # the compilers of their kernels run side by side, and what they compile is there when it is timed
-    "checks": Part("is every kernel right?", 40, 150, workers=4),
+    "checks": Part("is every kernel right?", 40, 150, workers=6),
     "ceilings": Part("what can the GPU do?", 5, 60),
     "kernels": Part("how fast is every kernel?", 25, 60),
     "networks": Part("how fast is training?", 16, 90),
