@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -60,6 +61,16 @@ def doubling(run, **change):
     return replace(case, **change)
 
 
+@pytest.fixture
+def uninitialized():
+    """Memory that is handed out as it is, which the other tests do without."""
+    torch.use_deterministic_algorithms(False)
+    yield
+    left = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert not left
+
+
 def with_a_hole(x):
     y = torch.empty_like(x)
     y[1:] = 2 * x[1:]
@@ -68,7 +79,7 @@ def with_a_hole(x):
 
 def with_one_number_off(x):
     y = 2 * x
-    y[7] += 1e-3
+    y[7] += 5e-5
     return {"y": y}
 
 
@@ -92,7 +103,7 @@ def unlike_before(x, calls=[]):
     ],
     ids=["right", "hole", "one number", "overwrites", "varies"],
 )
-def test_each_fault_of_a_kernel_is_found(run, words):
+def test_each_fault_of_a_kernel_is_found(run, words, uninitialized):
     wrong = check(doubling(run), CPU, seed=0)["wrong"]
     assert wrong == [] if words is None else any(words in one for one in wrong)
 
@@ -127,12 +138,12 @@ def test_every_item_has_a_name_of_its_own():
 def test_every_criterion_has_cases_and_rivals():
     timed = list(cases.timed())
     for criterion in acceptance.KERNELS:
-        matching = [case for case in timed if acceptance.re.fullmatch(criterion.cases, case.key)]
+        matching = [case for case in timed if re.fullmatch(criterion.cases, case.key)]
         assert matching, criterion.about
         kind, _, rival = criterion.ratio.partition(" ")
         assert kind == "copy" or all(rival in case.rivals for case in matching), criterion.about
     for criterion in acceptance.NETWORKS:
-        assert any(acceptance.re.fullmatch(criterion.cases, name) for name in plan.names("networks", True))
+        assert any(re.fullmatch(criterion.cases, name) for name in plan.names("networks", True))
 
 
 def test_every_timed_kernel_is_checked():
@@ -326,7 +337,7 @@ def fail():
 
 
 def hang():
-    Path(__file__).with_name("hanging").touch()
+    Path(__file__).with_name("hanging").write_text(str(os.getpid()))
     time.sleep(600)
 
 
@@ -410,6 +421,41 @@ def test_a_process_that_cannot_start_is_told_for_every_item(opened):
 def test_says_what_is_no_checkout_of_nvidias(tmp_path):
     with pytest.raises(ValueError, match="expected a checkout of stylegan3"):
         nvidia.use(tmp_path)
+
+
+KILLED = """
+from bench.gpu import isolation
+from crashing import opened
+
+if __name__ == "__main__":
+    list(isolation.results(opened, (("hangs",),), ["hangs"], until=1e9, end=1e9, limit_s=1e9))
+"""
+
+
+def test_a_run_that_is_killed_leaves_no_process_behind(tmp_path, opened):
+    (tmp_path / "killed.py").write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    run = subprocess.Popen([sys.executable, str(tmp_path / "killed.py")], env=environment)
+    hanging = tmp_path / "hanging"
+    within(60, lambda: hanging.exists() and hanging.read_text())
+    run.kill()
+    run.wait()
+    within(60, lambda: not alive(int(hanging.read_text())))
+
+
+def within(seconds, holds):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(pid):
+    """Whether a process runs, and is not merely waiting for its end to be noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 WITHOUT_THE_TRAINER = """

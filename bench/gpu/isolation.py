@@ -1,6 +1,8 @@
 """Work in processes of its own: what crashes or hangs there takes nothing else with it. Knows nothing of GPUs."""
 
 import multiprocessing
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -131,6 +133,7 @@ class _Worker:
 
 
 def _serve(open: Open, arguments: tuple, pipe: Connection) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         items, sound = open(*arguments)
     except Exception as error:
@@ -151,3 +154,9 @@ def _serve(open: Open, arguments: tuple, pipe: Connection) -> None:
         pipe.send(answer | {"seconds": round(time.perf_counter() - start, 2), "lost": lost})
         if lost:
             return
+
+
+def _end_with_the_parent() -> None:
+    """Whatever the item does: who is killed leaves nothing behind on the GPU."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
