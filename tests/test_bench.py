@@ -428,7 +428,7 @@ from bench.gpu import isolation
 from crashing import opened
 
 if __name__ == "__main__":
-    list(isolation.results(opened, (("hangs",),), ["hangs"], until=1e9, end=1e9, limit_s=1e9))
+    list(isolation.results(opened, (("hangs",),), ["hangs"], until=1e9, end=1e9, limit_s=600))
 """
 
 
