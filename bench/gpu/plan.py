@@ -179,14 +179,19 @@ def cpu_per_call(device: torch.device, impl: str, calls: int = 500) -> dict:
 
 def first_steps() -> dict:
     """Seconds that the first steps of a process take longer than the second: with nothing compiled, and with all of it."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"TRITON_CACHE_DIR": folder, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-m", "bench.gpu.startup"]
-        result = {}
-        for name in ("cold", "warm"):
-            run = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
-            if run.returncode:
-                raise RuntimeError(f"{name}: {run.stderr.strip()[-400:]}")
-            seconds = json.loads(run.stdout.splitlines()[-1])
-            result[name] = {"s": seconds["first_s"] - seconds["second_s"]}
-    return result
+    with tempfile.TemporaryDirectory() as compiled, tempfile.TemporaryDirectory() as ahead:
+        return {
+            "cold": _started(compiled),
+            "warm": _started(compiled),
+            "cold, compiled ahead": _started(ahead, "--ahead"),
+        }
+
+
+def _started(cache: str, *arguments: str) -> dict:
+    environment = os.environ | {"TRITON_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "bench.gpu.startup", *arguments]
+    run = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
+    if run.returncode:
+        return {"error": run.stderr.strip()[-400:]}
+    seconds = json.loads(run.stdout.splitlines()[-1])
+    return {"s": seconds["first_s"] - seconds["second_s"]}
