@@ -395,6 +395,8 @@ class Config(Section):
 
     # what may help a run that has diverged, besides a lower learning rate
     remedies: ClassVar[str]
+    # what may be done where the images have no labels, besides giving them some
+    without_labels: ClassVar[str]
 
     @model_validator(mode="after")
     def check_together(self) -> "Config":
@@ -444,6 +446,7 @@ class StyleGAN2Config(Config):
     train: Train = Train()
 
     remedies: ClassVar[str] = "a higher loss.r1_gamma, or model.num_fp16_res=0"
+    without_labels: ClassVar[str] = "or train without labels, by model.conditional=false"
 
     @model_validator(mode="after")
     def check_path_length(self) -> "StyleGAN2Config":
@@ -478,6 +481,7 @@ class BigGANConfig(Config):
     train: BigGANTrain = BigGANTrain()
 
     remedies: ClassVar[str] = "a larger train.batch, or more train.discriminator_steps"
+    without_labels: ClassVar[str] = "a BigGAN has classes always, and a single one is enough"
 
 
 FAMILIES: dict[str, type[Config]] = {"stylegan2": StyleGAN2Config, "biggan": BigGANConfig}

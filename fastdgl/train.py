@@ -22,7 +22,7 @@ from fastdgl.assembly import Student, assemble, check_agreement
 from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
 from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, start_run
-from fastdgl.images import DatasetError, ImageDataset, stream
+from fastdgl.images import DatasetError, ImageDataset, LabelsMissing, stream
 from fastdgl.journal import Journal, Statistic, new_run_folder
 from fastdgl.latents import Latents
 from fastdgl.models.cost import macs, parameter_count
@@ -289,8 +289,15 @@ def newest_run(config: Config, stage: str) -> Path:
 
 
 def open_images(config: Config) -> ImageDataset:
-    """The training set."""
-    return ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional, mirror=config.images.mirror)
+    """The training set.
+
+    Raises:
+        DatasetError: It cannot be read, or is of another kind than the config says.
+    """
+    try:
+        return ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional, mirror=config.images.mirror)
+    except LabelsMissing as error:
+        raise DatasetError(f"{error}; {config.without_labels}") from None
 
 
 def begin_folder(config: Config, sheet: SampleSheet, student: Student) -> Path:

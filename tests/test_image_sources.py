@@ -291,7 +291,7 @@ def test_says_how_to_install_what_reads_hdf5(tmp_path, monkeypatch):
 
 @needs_h5py
 @pytest.mark.parametrize("labels, words", [
-    pytest.param(None, "has no `labels`: expected .* or turn labels off", id="missing"),
+    pytest.param(None, r"has no `labels`: expected .* integers `labels` \[N\], as BigGAN-PyTorch writes them$", id="missing"),
     pytest.param([0, -1], r"gives imgs\[1\] the label -1, expected a class from 0 to 999999", id="negative"),
     pytest.param([10**9, 0], r"gives imgs\[0\] the label 1000000000, expected a class from 0 to 999999", id="huge"),
     pytest.param([0, 1, 2], r"has int64 `labels` \[3\] for 2 images: expected", id="too-many"),

@@ -192,7 +192,7 @@ def test_without_labels_dataset_json_is_not_opened(tmp_path):
 
 @both
 def test_says_that_dataset_json_is_missing(tmp_path, name):
-    with pytest.raises(DatasetError, match="has no dataset.json.*turn labels off or run `fastdgl dataset") as error:
+    with pytest.raises(DatasetError, match="has no dataset.json.*; run `fastdgl dataset --labels folders`$") as error:
         ImageDataset(write(tmp_path / name, image_files(1)), labels=True)
     assert str(tmp_path / name) in sentence(error)
 

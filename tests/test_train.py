@@ -343,7 +343,10 @@ class TestBigGAN:
 
     def test_refuses_images_without_labels(self, tiny, tmp_path):
         write_images(tmp_path / "bare.zip", {"0.png": Image.new("L", (32, 32))})
-        assert "no dataset.json" in refusal("--config", tiny(**BIGGAN, images={"path": str(tmp_path / "bare.zip"), "workers": 0}))
+        sentence = refusal("--config", tiny(**BIGGAN, images={"path": str(tmp_path / "bare.zip"), "workers": 0}))
+        assert "no dataset.json" in sentence and "run `fastdgl dataset --labels folders`; a BigGAN has classes always" in sentence
+        # which has no such key
+        assert "conditional" not in sentence
 
     def test_refuses_a_teacher_of_another_family(self, tiny, tmp_path, snapshots):
         sentence = refusal("--config", tiny(**BIGGAN, guidance={"teachers": [{"checkpoint": snapshots["digits"]}]}))
@@ -482,7 +485,7 @@ class TestBadInput:
 
     def test_labels_asked_for_and_missing(self, tiny, tmp_path):
         write_images(tmp_path / "bare.zip", {"0.png": Image.new("L", (32, 32))})
-        self.refused(tiny(images={"path": str(tmp_path / "bare.zip")}), tmp_path, "no dataset.json")
+        self.refused(tiny(images={"path": str(tmp_path / "bare.zip")}), tmp_path, "no dataset.json", "or train without labels, by model.conditional=false")
 
     def test_missing_teacher(self, tiny, tmp_path):
         self.refused(tiny(**self.guided_by(str(tmp_path / "t.safetensors"))), tmp_path, "t.safetensors", "no such file")

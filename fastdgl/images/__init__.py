@@ -6,7 +6,7 @@ They are read where they lie, one at a time: from a folder or zip of images (`im
 
 from .dataset import ImageDataset as ImageDataset
 from .decoding import decode as decode, is_power_of_two as is_power_of_two, open_image as open_image
-from .errors import DatasetError as DatasetError, cause as cause
+from .errors import DatasetError as DatasetError, LabelsMissing as LabelsMissing, cause as cause
 from .files import SUFFIXES as SUFFIXES
 from .sources import Source as Source, dataset_path as dataset_path, open_source as open_source
 from .stream import stream as stream

@@ -5,6 +5,10 @@ class DatasetError(ValueError):
     """What is wrong with a dataset, in one sentence for the one who brought it."""
 
 
+class LabelsMissing(DatasetError):
+    """A dataset has no labels where they were asked for; to go on without them is for the caller to offer."""
+
+
 def cause(error: Exception) -> str:
     """An exception as part of a sentence: its type and, in one line, its words."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

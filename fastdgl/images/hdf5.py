@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .errors import DatasetError, cause
+from .errors import DatasetError, LabelsMissing, cause
 from .files import PerProcess
 from .labels import Labels, class_labels
 
@@ -58,7 +58,7 @@ class Hdf5:
         dataset = self._open().get(name)
         # a group has none
         if not hasattr(dataset, "shape"):
-            raise DatasetError(f"{self.path} has no `{name}`: {LAYOUT}" + ("; or turn labels off" if name == "labels" else ""))
+            raise (LabelsMissing if name == "labels" else DatasetError)(f"{self.path} has no `{name}`: {LAYOUT}")
         return dataset
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import DatasetError, cause
+from .errors import DatasetError, LabelsMissing, cause
 from .files import Archive, Folder, class_folder, is_hidden
 
 # beyond this a class is taken for an identifier: one-hot labels of that length serve nobody
@@ -71,10 +71,7 @@ def labels_of_files(files: Folder | Archive, image_names: Sequence[str]) -> Labe
     recorded = recorded_labels(files)
     for name in image_names:
         if name not in recorded:
-            raise DatasetError(
-                f"{name} in {files.path} has no label: expected one in dataset.json like the others; "
-                "add it there or turn labels off"
-            )
+            raise LabelsMissing(f"{name} in {files.path} has no label: expected one in dataset.json like the others; add it there")
     values = [recorded[name] for name in image_names]
     if isinstance(values[0], list):
         return Labels(np.array(values, np.float32), len(values[0]))
@@ -84,9 +81,9 @@ def labels_of_files(files: Folder | Archive, image_names: Sequence[str]) -> Labe
 def _labels_by_folder(files: Folder | Archive, image_names: Sequence[str]) -> Labels:
     folders = [class_folder(name) for name in image_names]
     if None in folders:
-        raise DatasetError(
+        raise LabelsMissing(
             f"{files.path} has no dataset.json, and {image_names[folders.index(None)]} lies in no class folder: labels were asked for, "
-            "and those are where they are expected; turn labels off or run `fastdgl dataset --labels folders`"
+            "and those are where they are expected; run `fastdgl dataset --labels folders`"
         )
     class_names = tuple(sorted(folder for folder in files.folders if not is_hidden(folder)))
     empty = sorted(set(class_names) - set(folders))
@@ -103,9 +100,9 @@ def recorded_labels(files: Folder | Archive) -> dict[str, int | list[float]]:
     """
     where = f"dataset.json in {files.path}"
     if "dataset.json" not in files.names:
-        raise DatasetError(
+        raise LabelsMissing(
             f"{files.path} has no dataset.json: labels were asked for, and that is where they are expected; "
-            "turn labels off or run `fastdgl dataset --labels folders`"
+            "run `fastdgl dataset --labels folders`"
         )
     try:
         entries = json.loads(files.read("dataset.json"))["labels"]
@@ -117,7 +114,7 @@ def recorded_labels(files: Folder | Archive) -> dict[str, int | list[float]]:
             f'{where} cannot be understood ({cause(error)}): expected {{"labels": [["00000/img00000000.png", 6], ...]}}'
         ) from error
     if not pairs:
-        raise DatasetError(f"{where} holds no labels: expected one per image; turn labels off or write them")
+        raise LabelsMissing(f"{where} holds no labels: expected one per image; run `fastdgl dataset --labels folders` on the originals")
     return _checked_labels(pairs, where)
 
 
