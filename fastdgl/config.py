@@ -295,7 +295,7 @@ class Train(Section):
     ema_kimg: Half-life of the averaged generator; null where `ema_decay` says how it is averaged.
     ema_rampup: Shortens that half-life to this fraction of the images shown so far; null for none.
     ema_decay: What one step of G leaves of the averaged generator; null where `ema_kimg` says how it is averaged.
-    ema_start: With `ema_decay`, steps of G before which the average is a copy of G.
+    ema_start: With `ema_decay`, steps of G before which the average is a copy of G; a run started from a snapshot goes on averaging at once.
     tick_kimg: A tick, the unit of reporting.
     image_ticks, snapshot_ticks, checkpoint_ticks: Ticks between two sample grids, network snapshots, training
         checkpoints. Each is also written at the end; 0 writes it at the end only.
@@ -323,7 +323,7 @@ class Train(Section):
         if (self.ema_kimg is None) == (self.ema_decay is None):
             raise ValueError(f"ema_decay: {_said(self.ema_decay)} beside ema_kimg: {_said(self.ema_kimg)}; expected one of the two, and null for the other")
         if self.ema_decay is None and self.ema_start:
-            raise ValueError(f"ema_start: {self.ema_start} needs ema_decay; ema_kimg averages from the start, with ema_rampup")
+            raise ValueError(f"ema_start: {self.ema_start} needs ema_decay; ema_kimg averages from the start: set ema_start to 0")
         if self.ema_kimg is None and self.ema_rampup is not None:
             raise ValueError(f"ema_rampup: {self.ema_rampup} needs ema_kimg; with ema_decay, ema_start says when averaging starts")
         return self
@@ -431,7 +431,7 @@ class Config(Section):
             parts = world_size * passes
             in_passes = f" in {passes} passes (train.{accumulate})" if passes > 1 else ""
             if batch % parts:
-                raise ConfigError(f"train.{key}: {batch} cannot be shared by {world_size} ranks{in_passes}; use a multiple of {parts}")
+                raise ConfigError(f"train.{key}: {batch} cannot be shared by {world_size} rank(s){in_passes}; use a multiple of {parts}")
             if batch // parts % group:
                 raise ConfigError(f"train.{key}: {batch} on {world_size} rank(s){in_passes} is {batch // parts} each, which is no multiple "
                                   f"of {described}; use a multiple of {group * parts}")
@@ -469,7 +469,7 @@ class StyleGAN2Config(Config):
         batch, shrink, passes = self.train.generator_images, self.loss.path_length_batch_shrink, self.train.accumulate_generator
         in_passes = f" in {passes} passes" if passes > 1 else ""
         if self.loss.path_length_interval and batch // shrink % (world_size * passes):
-            raise ConfigError(f"loss.path_length_batch_shrink: {batch} / {shrink} images cannot be shared by {world_size} ranks{in_passes}")
+            raise ConfigError(f"loss.path_length_batch_shrink: {batch} / {shrink} images cannot be shared by {world_size} rank(s){in_passes}")
 
 
 class BigGANConfig(Config):

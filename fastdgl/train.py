@@ -353,6 +353,9 @@ def main(config_path: Path | None, resume_folder: Path | None, stage: str | None
             plan = configs.read(resume_folder / CONFIG_NAME, overrides)
         else:
             plan = chosen(configs.read(config_path, overrides), stage, config_path)
+        # what one rank cannot share, no number of them can
+        for config in plan:
+            config.check_world_size(1)
         if dry_run:
             click.echo("\n---\n".join(configs.to_yaml(config).rstrip() for config in plan))
             return

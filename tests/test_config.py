@@ -436,7 +436,7 @@ def test_what_biggan_may_be_its_networks_can_be(tmp_path, R):
     pytest.param(BASE, "ema_decay: 0.999", "train.ema_decay: 0.999 beside ema_kimg: 10; expected one of the two, and null for the other", id="both"),
     pytest.param(BASE, "ema_kimg: null", "train.ema_decay: nothing beside ema_kimg: nothing; expected one of the two, and null for the other", id="neither"),
     pytest.param(BIGGAN, "ema_kimg: 2.5", "train.ema_decay: 0.9999 beside ema_kimg: 2.5; expected one of the two, and null for the other", id="biggan"),
-    pytest.param(BASE, "ema_start: 5", "train.ema_start: 5 needs ema_decay; ema_kimg averages from the start, with ema_rampup", id="start"),
+    pytest.param(BASE, "ema_start: 5", "train.ema_start: 5 needs ema_decay; ema_kimg averages from the start: set ema_start to 0", id="start"),
     pytest.param(BIGGAN, "ema_rampup: 0.05", "train.ema_rampup: 0.05 needs ema_kimg; with ema_decay, ema_start says when averaging starts", id="rampup"),
 ])
 def test_the_average_goes_by_images_or_by_steps(tmp_path, base, train, said):
@@ -446,11 +446,11 @@ def test_the_average_goes_by_images_or_by_steps(tmp_path, base, train, said):
 # the ranks
 
 @pytest.mark.parametrize(("ranks", "overrides", "said"), [
-    pytest.param(3, [], "train.batch: 32 cannot be shared by 3 ranks; use a multiple of 3", id="ranks"),
+    pytest.param(3, [], "train.batch: 32 cannot be shared by 3 rank(s); use a multiple of 3", id="ranks"),
     pytest.param(16, [], "train.batch: 32 on 16 rank(s) is 2 each, which is no multiple of model.mbstd_group, 4; use a multiple of 64", id="group"),
     pytest.param(1, ["train.batch=6"], "train.batch: 6 on 1 rank(s) is 6 each, which is no multiple of model.mbstd_group, 4; use a multiple of 4",
                  id="group-on-one"),
-    pytest.param(8, ["loss.path_length_batch_shrink=8"], "loss.path_length_batch_shrink: 32 / 8 images cannot be shared by 8 ranks", id="path-length"),
+    pytest.param(8, ["loss.path_length_batch_shrink=8"], "loss.path_length_batch_shrink: 32 / 8 images cannot be shared by 8 rank(s)", id="path-length"),
 ])
 def test_refuses_a_batch_that_the_ranks_cannot_share(tmp_path, ranks, overrides, said):
     run, = read(tmp_path, BASE, *overrides)
@@ -461,14 +461,14 @@ def test_refuses_a_batch_that_the_ranks_cannot_share(tmp_path, ranks, overrides,
 
 @pytest.mark.parametrize(("base", "ranks", "overrides", "said"), [
     pytest.param(BIGGAN, 2, ["train.accumulate_discriminator=3"],
-                 "train.batch: 32 cannot be shared by 2 ranks in 3 passes (train.accumulate_discriminator); use a multiple of 6", id="passes"),
+                 "train.batch: 32 cannot be shared by 2 rank(s) in 3 passes (train.accumulate_discriminator); use a multiple of 6", id="passes"),
     pytest.param(BIGGAN, 1, ["train.generator_batch=10", "train.accumulate_generator=4"],
-                 "train.generator_batch: 10 cannot be shared by 1 ranks in 4 passes (train.accumulate_generator); use a multiple of 4", id="generator"),
+                 "train.generator_batch: 10 cannot be shared by 1 rank(s) in 4 passes (train.accumulate_generator); use a multiple of 4", id="generator"),
     pytest.param(BASE, 2, ["train.accumulate_generator=8"],
                  "train.batch: 32 on 2 rank(s) in 8 passes (train.accumulate_generator) is 2 each, which is no multiple of model.mbstd_group, 4; "
                  "use a multiple of 64", id="group"),
     pytest.param(BASE, 2, ["train.accumulate_generator=4", "loss.path_length_batch_shrink=8"],
-                 "loss.path_length_batch_shrink: 32 / 8 images cannot be shared by 2 ranks in 4 passes", id="path-length"),
+                 "loss.path_length_batch_shrink: 32 / 8 images cannot be shared by 2 rank(s) in 4 passes", id="path-length"),
 ])
 def test_refuses_passes_that_the_images_cannot_be_cut_into(tmp_path, base, ranks, overrides, said):
     run, = read(tmp_path, base, *overrides)
