@@ -3,6 +3,7 @@
 from ._dispatch import explain, implementation, kernels_in_force
 from ._warm_up import warm_up
 from .activation import FusedLeakyReLU, activation_funcs, bias_act, fused_leaky_relu
+from .compat import patch, unpatch
 from .convolution import conv2d_resample
 from .filtered_activation import filtered_lrelu
 from .modulation import modulated_conv2d, modulated_conv2d_bias_act
@@ -23,8 +24,10 @@ __all__ = [
     "kernels_in_force",
     "modulated_conv2d",
     "modulated_conv2d_bias_act",
+    "patch",
     "scale_shift_act",
     "setup_filter",
+    "unpatch",
     "upfirdn2d",
     "upsample2d",
     "warm_up",
