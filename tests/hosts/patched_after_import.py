@@ -92,6 +92,18 @@ def test_a_second_patch_changes_nothing():
     assert bias_act.bias_act is not function
 
 
+def test_a_second_patch_sees_what_has_come_other_than_by_import():
+    fastdgl_kernels.patch()
+    module = ModuleType("made_by_hand")
+    sys.modules["made_by_hand"] = module
+    source = "def modulated_conv2d(x, w, s, demodulate=True, padding=0, input_gain=None): return 'theirs'"
+    exec(source, vars(module))
+    fastdgl_kernels.patch()
+    assert module.modulated_conv2d(a.X, a.WEIGHT, a.STYLES, padding=1).shape == (2, 4, 6, 5)
+    fastdgl_kernels.unpatch()
+    assert sys.modules.pop("made_by_hand").modulated_conv2d(1, 2, 3) == "theirs"
+
+
 def test_levels_end_where_they_say():
     fastdgl_kernels.patch("plugin")
     assert not hasattr(bias_act.bias_act, "__wrapped__")

@@ -36,7 +36,7 @@ def patch(level: str = "layer") -> "Patch":
 
     Returns:
         What was done, to be printed; it grows as modules are imported. In a `with` it is undone at the end.
-        A second call returns the one in force.
+        A second call returns the one in force, once it has looked again for what has come other than by import.
 
     Raises:
         ValueError: there is no such level, or another one is in force.
@@ -48,7 +48,8 @@ def patch(level: str = "layer") -> "Patch":
         raise ValueError(f"level={level!r}, but {_active.level!r} is in force: call unpatch() first")
     if _active is None:
         _active = Patch(level)
-        _active._start()
+        sys.meta_path.insert(0, _active._finder)
+    _active._look()
     _active._holders += 1
     return _active
 
@@ -114,13 +115,13 @@ class Patch:
         lines += [f"  {left.owner}.{left.name}: {left.why}" for left in self.left]
         return "\n".join(lines)
 
-    def _start(self) -> None:
-        sys.meta_path.insert(0, self._finder)
+    def _look(self) -> None:
+        """Replace what there is to replace in all that is imported."""
         for module in _modules():
             self.attend(module)
         for module, name, ours in _bindings(self._functions):
             setattr(module, name, ours)
-            self.replaced.append(Replaced(module.__name__, name, f"that of {ours.__module__}", "import"))
+            self._note(Replaced(module.__name__, name, f"that of {ours.__module__}", "import"))
 
     def _stop(self) -> None:
         sys.meta_path.remove(self._finder)
@@ -139,7 +140,7 @@ class Patch:
             if change.level in LEVELS and LEVELS.index(change.level) > LEVELS.index(self.level):
                 continue
             if isinstance(change, Left):
-                self.left.append(change)
+                self._note(change)
             else:
                 self._apply(change)
 
@@ -157,7 +158,12 @@ class Patch:
             owner = f"{change.owner.__module__}.{owner}"
         elif isinstance(theirs, FunctionType):
             self._functions.append((theirs, ours))
-        self.replaced.append(Replaced(owner, change.name, change.by, change.level))
+        self._note(Replaced(owner, change.name, change.by, change.level))
+
+    def _note(self, entry: Replaced | Left) -> None:
+        entries = self.left if isinstance(entry, Left) else self.replaced
+        if entry not in entries:
+            entries.append(entry)
 
 
 class _Finder(MetaPathFinder):
