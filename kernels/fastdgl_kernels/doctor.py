@@ -87,7 +87,8 @@ def main() -> int:
     for case in reversed(explained.values()):
         print("\n" + explain(case.operator, *case.inputs(device), **case.arguments(device)))
     where = device if device == "cuda" else "cpu, where kernels are interpreted"
-    print(f"\nvalue, gradients and second gradients on {where}: errors in roundings of the largest value, {ROUNDINGS} pass")
+    print(f"\nvalue, gradients and second gradients on {where}")
+    print(f"largest error, in roundings of the largest value; up to {ROUNDINGS} is well")
     if device == "cpu" and "triton" not in sys.modules:
         # read when Triton is imported
         os.environ.setdefault("TRITON_INTERPRET", "1")

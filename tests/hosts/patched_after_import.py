@@ -1,5 +1,7 @@
 """Run by test_compat.py in a process of its own: other people's modules are there first, then patched."""
 
+import importlib
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -102,6 +104,24 @@ def test_a_second_patch_sees_what_has_come_other_than_by_import():
     assert module.modulated_conv2d(a.X, a.WEIGHT, a.STYLES, padding=1).shape == (2, 4, 6, 5)
     fastdgl_kernels.unpatch()
     assert sys.modules.pop("made_by_hand").modulated_conv2d(1, 2, 3) == "theirs"
+
+
+def test_a_copy_of_the_package_patches_on_top_and_makes_way_again(tmp_path, monkeypatch):
+    shutil.copytree(Path(fastdgl_kernels.__file__).parent, tmp_path / "gan_ops")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    copy = importlib.import_module("gan_ops")
+    original = bias_act.bias_act
+    fastdgl_kernels.patch()
+    ours = bias_act.bias_act
+    with copy.patch() as report:
+        assert bias_act.bias_act.__wrapped__ is ours and "gan_ops's bias_act" in str(report)
+        assert not any(r.owner.startswith(("fastdgl_kernels", "gan_ops")) for r in report.replaced)
+        # both look for it, and each through the other
+        importlib.import_module("unknown.bias_act")
+        assert {left.owner for left in report.left} >= {"unknown.bias_act"}
+    assert bias_act.bias_act is ours
+    fastdgl_kernels.unpatch()
+    assert bias_act.bias_act is original
 
 
 def test_levels_end_where_they_say():

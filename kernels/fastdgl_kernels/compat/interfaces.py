@@ -8,9 +8,10 @@ from types import FunctionType
 def matching(theirs: Callable, candidates: Iterable[Callable]) -> Callable | None:
     """The first of the candidates that can be called as `theirs` can, and takes it to mean the same.
 
-    `impl`, which implementation to take, does not count: it changes no value.
+    `impl`, which implementation to take, does not count where it is as NVIDIA has it: it changes no value. Elsewhere it
+    does, so that copies of this package are not taken for something else.
     """
-    return next((ours for ours in candidates if _arguments(ours) == _arguments(theirs)), None)
+    return next((ours for ours in candidates if _arguments(ours, impl=None) == _arguments(theirs, impl="cuda")), None)
 
 
 def names(function: Callable) -> tuple[str, ...]:
@@ -31,10 +32,12 @@ def inner(function: FunctionType) -> FunctionType:
 def described(function: Callable) -> str:
     """Its arguments and their defaults, to be read."""
     empty = inspect.Parameter.empty
-    arguments = (name if default is empty else f"{name}={default!r}" for name, default in _arguments(function))
+    arguments = _arguments(function, impl=None)
+    arguments = (name if default is empty else f"{name}={default!r}" for name, default in arguments)
     return f"({', '.join(arguments)})"
 
 
-def _arguments(function: Callable) -> list[tuple[str, object]]:
+def _arguments(function: Callable, impl: str | None) -> list[tuple[str, object]]:
+    """Names and defaults, without an `impl` of this default."""
     parameters = inspect.signature(inner(function)).parameters.values()
-    return [(p.name, p.default) for p in parameters if p.name != "impl"]
+    return [(p.name, p.default) for p in parameters if p.name != "impl" or p.default != impl]
