@@ -143,9 +143,13 @@ def beta(config: Config, progress: Progress) -> float:
 @torch.no_grad()
 def record_teachers(student: Student, real: torch.Tensor, real_c: torch.Tensor, passes: int, journal: Journal) -> None:
     """The teachers' scores of real images, once a tick; those of fake images come with G's steps."""
-    for images, c in zip(real.chunk(passes), real_c.chunk(passes)):
-        for i, scores in enumerate(student.gan.guide.scores(images, c)):
-            journal.record(f"Loss/scores/teacher{i}_real", scores)
+    for i, teacher in enumerate(student.gan.guide.discriminators):
+        training = teacher.training
+        # to watch a teacher that learns must not turn the vectors of its spectral norm
+        teacher.eval()
+        for images, c in zip(real.chunk(passes), real_c.chunk(passes)):
+            journal.record(f"Loss/scores/teacher{i}_real", teacher(images, c))
+        teacher.train(training)
 
 
 def check_finite(config: Config, student: Student, stats: dict[str, Statistic], suspects: set[str], tick_start: int, seen: int) -> set[str]:

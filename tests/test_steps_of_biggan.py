@@ -10,11 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdgl import config as configs
 from fastdgl import ema, losses, steps
+from fastdgl.assembly import Student
 from fastdgl.engines import Run, make_engine
 from fastdgl.guidance import Guide, freeze
 from fastdgl.journal import Statistics
 from fastdgl.latents import Latents
 from fastdgl.models import biggan
+from fastdgl.models.batch_norm import running_statistics
+from fastdgl.train import record_teachers
 
 CPU = torch.device("cpu")
 N, R, CLASSES = 8, 32, 3
@@ -178,6 +181,15 @@ class TestUpdatedTeacher:
                 discriminator_step(gan, latents, passes=2)
         assert same(state(student.D.module), state(teacher.updated_teachers[0].module))
 
+    def test_is_watched_without_being_moved(self):
+        gan, statistics = adversaries(frozen=[11], updated=[12]), Statistics()
+        before = everything(gan, but=())
+        record_teachers(Student(gan, gan.G.module, 0), REAL, REAL_C, 2, statistics)
+        after = everything(gan, but=())
+        assert all(same(before[name], after[name]) for name in before)
+        assert [D.training for D in gan.guide.discriminators] == [False, True]
+        assert {name: found["num"] for name, found in statistics.collect().items()} == {f"Loss/scores/teacher{i}_real": N for i in range(2)}
+
     def test_is_in_training_mode_and_a_frozen_one_is_not(self):
         gan = adversaries(frozen=[11], updated=[12])
         frozen, updated = gan.guide.discriminators
@@ -277,7 +289,7 @@ def test_the_statistics_of_batch_norm_move_with_the_generators_own_steps_alone()
     gan, latents = adversaries(), random_inputs()
 
     def stored():
-        return torch.cat([x.flatten() for x in gan.G.module.running_statistics()]).clone()
+        return torch.cat([x.flatten() for x in running_statistics(gan.G.module)]).clone()
 
     began = stored()
     discriminator_step(gan, latents)
@@ -289,6 +301,15 @@ def test_the_statistics_of_batch_norm_move_with_the_generators_own_steps_alone()
     assert torch.equal(stored(), moved)
     generator_step(gan, latents)
     assert not torch.equal(stored(), moved)
+
+
+@pytest.mark.parametrize(("sync", "averaged"), [(True, 0), (False, 14)], ids=["synchronised", "each-rank-s-own"])
+def test_ranks_average_the_statistics_that_differ_between_them_alone(sync, averaged, monkeypatch):
+    gan, given = adversaries(), []
+    gan.G.module = biggan.Generator(**CONFIG.model.generator_arguments(CLASSES) | {"sync_batchnorm": sync})
+    monkeypatch.setattr(steps, "average_over_ranks", lambda tensors: given.extend(tensors))
+    generator_step(gan, random_inputs())
+    assert len(given) == averaged
 
 
 @pytest.mark.parametrize("passes", [1, 2])

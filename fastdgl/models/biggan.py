@@ -132,7 +132,7 @@ class Generator(nn.Module):
         if hier and not shared_dim:
             raise ValueError("hier=True with shared_dim=0: chunks of z are joined to the shared embedding; expected shared_dim of at least 1")
         self.z_dim, self.c_dim, self.img_resolution, self.img_channels = z_dim, c_dim, img_resolution, img_channels
-        self.hier = hier
+        self.hier, self.sync_batchnorm = hier, sync_batchnorm
         widths = [ch * width for width in GENERATOR_WIDTHS[img_resolution]]
         resolutions = [4 * 2**(i + 1) for i in range(len(widths) - 1)]
         chunks = len(widths) if hier else 1
@@ -192,7 +192,8 @@ class Generator(nn.Module):
 
         Args:
             track: Move the stored statistics of the batch norms. BigGAN-PyTorch moves them in D's steps as well; here a
-                step of D leaves G as it was, and so do the ranks' different batches.
+                step of D leaves them as they were, and so do the ranks' different batches. The vectors of spectral norm,
+                which follow the weights alone, turn with every call.
         """
         z = latents.normal([len(c), self.z_dim])
         if track:
@@ -201,8 +202,8 @@ class Generator(nn.Module):
             return self(z, c)
 
     def running_statistics(self) -> list[Tensor]:
-        """What each rank has moved by its own samples: the stored statistics of batch norms that are not synchronised."""
-        return list(running_statistics(self))
+        """What each rank has moved by its own samples: the stored statistics of the batch norms, unless these are synchronised."""
+        return [] if self.sync_batchnorm else list(running_statistics(self))
 
     def orthogonal_weights(self) -> list[Tensor]:
         """What orthogonal regularization takes hold of: every weight but the class embedding that the batch norms share."""
