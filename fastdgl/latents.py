@@ -6,7 +6,6 @@ depend on how many ranks carry it, at the price of drawing noise that other rank
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # of a standard normal number, the smallest bound it is drawn anew for: 1 in 125 is below
@@ -69,7 +68,10 @@ class Latents:
         """Labels `[N, c_dim]` of N samples, drawn from the training set."""
         chosen = torch.randint(len(self.labels), [N * self.world_size], generator=self.generator, device=self.device)
         drawn = self.share(self.labels[chosen])
-        return F.one_hot(drawn, self.c_dim).float() if drawn.ndim == 1 else drawn
+        if drawn.ndim > 1:
+            return drawn
+        # F.one_hot looks at the values first, which is to wait for them on some devices
+        return torch.zeros([len(drawn), self.c_dim], device=self.device).scatter_(1, drawn[:, None], 1)
 
     def mixing_cutoff(self, num_ws: int, probability: float) -> int:
         """The layer at which style mixing changes to a second z; `num_ws` for no mixing. One for the whole batch."""

@@ -346,7 +346,9 @@ class Steady(Kept):
 def test_no_step_waits_for_the_device():
     gan = adversaries(frozen=[11], updated=[12])
     gan.G, gan.D, gan.updated_teachers = Steady(gan.G), Steady(gan.D), [Steady(engine) for engine in gan.updated_teachers]
-    latents, loss, statistics = random_inputs(), LOSS.model_copy(update={"orthogonal_weight": 0.5}), Statistics()
+    # classes by index, as of a training set
+    latents = Latents(3, torch.arange(CLASSES), CPU, c_dim=CLASSES)
+    loss, statistics = LOSS.model_copy(update={"orthogonal_weight": 0.5}), Statistics()
     average = ema.averaged_copy(gan.G.module)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
         float(REAL.sum())
