@@ -378,6 +378,27 @@ def test_each_family_has_the_defaults_of_its_paper(tmp_path):
     assert other.model.family == "stylegan2" and other.loss.adversarial == "nonsaturating"
 
 
+def test_biggans_recipes_are_those_of_the_paper():
+    runs = {path.stem: configs.read(path) for path in SHIPPED if path.stem in ("biggan_c10", "biggan_i128")}
+    recipes = {}
+    for name, (student, guided) in runs.items():
+        assert guided.model == student.model and (guided.start, guided.guidance.weight) == ("stage:student", 0.1)
+        model, settings, adams = student.model, student.train, (student.optimizer.generator, student.optimizer.discriminator)
+        recipes[name] = {
+            "batch": (settings.generator_images, settings.accumulate_generator, settings.batch, settings.accumulate_discriminator),
+            "D steps": settings.discriminator_steps, "lr": tuple(adam.lr for adam in adams),
+            "Adam": {(adam.beta1, adam.beta2, adam.eps) for adam in adams}, "average": (settings.ema_decay, settings.ema_start),
+            "model": (model.resolution, model.z_dim, model.hier, model.shared_dim, model.attention, model.init, model.sn_eps),
+            "ch": (model.generator_ch, model.discriminator_ch),
+        }
+    assert recipes == {
+        "biggan_i128": {"batch": (2048, 8, 2048, 8), "D steps": 1, "lr": (1e-4, 4e-4), "Adam": {(0, 0.999, 1e-6)}, "average": (0.9999, 20000),
+                        "model": (128, 120, True, 128, 64, "orthogonal", 1e-6), "ch": (48, 96)},
+        "biggan_c10": {"batch": (100, 1, 200, 2), "D steps": 4, "lr": (2e-4, 2e-4), "Adam": {(0, 0.999, 1e-8)}, "average": (0.9999, 1000),
+                       "model": (32, 128, False, 0, 0, "normal", 1e-8), "ch": (48, 96)},
+    }
+
+
 def test_what_a_file_leaves_out_of_an_optimizer_is_the_familys(tmp_path):
     run, = read(tmp_path, BIGGAN, "optimizer.discriminator.lr=1e-3")
     assert (run.optimizer.discriminator.lr, run.optimizer.discriminator.beta2, run.optimizer.discriminator.eps) == (1e-3, 0.999, 1e-6)
