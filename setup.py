@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 setup(
     name="fastdgl",
     version="0.1.0",
-    description="Train StyleGAN2, and compress it under its own discriminator's guidance (DGL)",
+    description="Train StyleGAN2 and BigGAN, and compress them under a teacher discriminator's guidance (DGL)",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["fastdgl", "fastdgl.*"]) + find_packages("kernels"),

@@ -643,11 +643,12 @@ def test_training_through_the_interpreted_kernels_gives_the_references_losses(tm
 
 
 @pytest.mark.slow
-def test_the_quickstart_runs_on_two_cpu_ranks_as_the_readme_says(tmp_path):
-    output = launch("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "fastdgl/train.py", "--config", "configs/quickstart.yaml",
+@pytest.mark.parametrize(("config", "name"), [("quickstart", "digits"), ("biggan_digits", "biggan-digits")])
+def test_the_digits_train_on_two_cpu_ranks_as_the_readme_says(tmp_path, config, name):
+    output = launch("deepspeed", "--num_gpus", "2", "--master_port", free_port(), "fastdgl/train.py", "--config", f"configs/{config}.yaml",
                     f"outdir={tmp_path}", "train.kimg=0.256")
     assert "2 rank(s)" in output and [run.name for run in sorted(tmp_path.iterdir())] == [
-        "00000-digits-teacher", "00001-digits-student", "00002-digits-guided"]
+        f"00000-{name}-teacher", f"00001-{name}-student", f"00002-{name}-guided"]
 
 
 def test_what_the_readmes_link_to_is_there():
