@@ -90,7 +90,7 @@ def generator_step(gan: Adversaries, latents: Latents, loss: Loss, N: int, guida
 def path_length_step(gan: Adversaries, latents: Latents, loss: StyleGAN2Loss, N: int, record: Record, passes: int = 1) -> None:
     """Keep the generator's steps in image space even, on a smaller batch; the teachers have no part in it.
 
-        w_pl * k * (|J^T y| - a)^2,   a the running mean of |J^T y|
+        w_pl * k * (|J^T y| - a)^2,   a the running mean of |J^T y|, which each pass moves
 
     Source: Karras et al. 2020, equation 4; k, the interval of lazy regularization, from appendix B.
     """
