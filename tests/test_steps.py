@@ -86,33 +86,35 @@ def r1_step(gan, latents, loss=LOSS, record=ignore, gamma=10):
 STEPS = {"generator": generator_step, "path-length": path_length_step, "discriminator": discriminator_step, "r1": r1_step}
 
 
-def state(network):
-    return {name: value.clone() for name, value in network.state_dict().items()}
+def state(network, but=()):
+    return {name: value.clone() for name, value in network.state_dict().items() if name.rpartition(".")[2] not in but}
 
 
 def same(before, after):
     return all(torch.equal(before[name], after[name]) for name in before)
 
 
-def everything(gan):
+def everything(gan, but=()):
+    """The states of all networks, but for the tensors of these names."""
     networks = {"G": gan.G.module, "D": gan.D.module} | {f"teacher{i}": D for i, D in enumerate(gan.guide.discriminators)}
-    return {name: state(network) for name, network in networks.items()}
+    return {name: state(network, but) for name, network in networks.items()}
 
 
 class Kept:
-    """An engine that keeps the gradients of its last step, and the losses it was given, and steps on."""
+    """An engine that keeps the gradients of its last step, the losses it was given and which were the last of a step, and steps on."""
 
     def __init__(self, engine):
-        self.engine, self.module, self.losses, self.last = engine, engine.module, [], True
+        self.engine, self.module, self.losses, self.lasts = engine, engine.module, [], []
 
     def backward(self, loss, last):
-        if self.last:
+        if not self.lasts or self.lasts[-1]:
             assert all(p.grad is None for p in self.module.parameters()), "gradients left over from before"
-        self.last = last
         self.losses.append(loss.detach().clone())
+        self.lasts.append(last)
         self.engine.backward(loss, last)
 
     def step(self):
+        assert self.lasts[-1], "a step in the middle of its passes"
         self.gradients = {name: None if p.grad is None else p.grad.clone() for name, p in self.module.named_parameters()}
         self.engine.step()
 

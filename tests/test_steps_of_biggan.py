@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from numerics import normal
+from test_steps import Kept, everything, ignore, kept, same, state
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,10 +59,6 @@ def random_inputs():
     return Latents(3, torch.eye(CLASSES), CPU)
 
 
-def ignore(name, values):
-    """Record nothing."""
-
-
 def generator_step(gan, latents, loss=LOSS, passes=1, record=ignore):
     steps.generator_step(gan, latents, loss, N, gan.guide.weight_at(0), record, passes)
 
@@ -73,43 +70,6 @@ def discriminator_step(gan, latents, loss=LOSS, passes=1, record=ignore):
 STEPS = {"generator": generator_step, "discriminator": discriminator_step}
 # the vectors of spectral norm turn a step further whenever a network is used in training
 SPECTRAL = ("u0", "sv0")
-
-
-def state(network, but=()):
-    return {name: value.clone() for name, value in network.state_dict().items() if name.rpartition(".")[2] not in but}
-
-
-def same(before, after):
-    return all(torch.equal(before[name], after[name]) for name in before)
-
-
-def everything(gan, but=SPECTRAL):
-    networks = {"G": gan.G.module, "D": gan.D.module} | {f"teacher{i}": D for i, D in enumerate(gan.guide.discriminators)}
-    return {name: state(network, but) for name, network in networks.items()}
-
-
-class Kept:
-    """An engine that keeps what it is given and the gradients it steps with."""
-
-    def __init__(self, engine):
-        self.engine, self.module, self.losses, self.lasts = engine, engine.module, [], []
-
-    def backward(self, loss, last):
-        if not self.lasts or self.lasts[-1]:
-            assert all(p.grad is None for p in self.module.parameters()), "gradients left over from before"
-        self.losses.append(loss.detach().clone())
-        self.lasts.append(last)
-        self.engine.backward(loss, last)
-
-    def step(self):
-        assert self.lasts[-1], "a step in the middle of its passes"
-        self.gradients = {name: None if p.grad is None else p.grad.clone() for name, p in self.module.named_parameters()}
-        self.engine.step()
-
-
-def kept(gan):
-    gan.G, gan.D, gan.updated_teachers = Kept(gan.G), Kept(gan.D), [Kept(engine) for engine in gan.updated_teachers]
-    return gan
 
 
 def assert_gradients(network, objective, gradients):
@@ -125,11 +85,11 @@ def assert_gradients(network, objective, gradients):
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_step_moves_its_own_networks_and_leaves_no_gradient_anywhere(step, moved, passes):
     gan = kept(adversaries(frozen=[11], updated=[12]))
-    before = everything(gan)
+    before = everything(gan, SPECTRAL)
     # a second one finds no gradient left over, which Kept asserts
     for _ in range(2):
         STEPS[step](gan, random_inputs(), passes=passes)
-    after = everything(gan)
+    after = everything(gan, SPECTRAL)
     assert {name for name in before if not same(before[name], after[name])} == moved
     for network in [gan.G.module, gan.D.module, *gan.guide.discriminators]:
         assert all(p.grad is None for p in network.parameters())
@@ -183,9 +143,9 @@ class TestUpdatedTeacher:
 
     def test_is_watched_without_being_moved(self):
         gan, statistics = adversaries(frozen=[11], updated=[12]), Statistics()
-        before = everything(gan, but=())
+        before = everything(gan)
         record_teachers(Student(gan, gan.G.module, 0), REAL, REAL_C, 2, statistics)
-        after = everything(gan, but=())
+        after = everything(gan)
         assert all(same(before[name], after[name]) for name in before)
         assert [D.training for D in gan.guide.discriminators] == [False, True]
         assert {name: found["num"] for name, found in statistics.collect().items()} == {f"Loss/scores/teacher{i}_real": N for i in range(2)}
@@ -204,7 +164,7 @@ def test_lambda_0_is_the_baseline_bit_for_bit():
             generator_step(gan, latents)
             discriminator_step(gan, latents)
     for name in ("G", "D"):
-        assert same(everything(baseline, ())[name], everything(guided, ())[name]), name
+        assert same(everything(baseline)[name], everything(guided)[name]), name
 
 
 @pytest.mark.parametrize("passes", [1, 2])
