@@ -59,6 +59,9 @@ def check_agreement(config: Config, dataset: ImageDataset) -> None:
     """
     if dataset.channels != config.model.channels:
         raise ConfigError(f"model.channels: {config.model.channels}, but the images in {config.images.path} have {dataset.channels}")
+    if config.model.classes_only and not dataset.labels_are_classes:
+        raise ConfigError(f"images.path: the labels of the images in {config.images.path} are vectors of {dataset.label_dim} numbers; "
+                          f"a {config.model.family} takes one class an image, an integer in dataset.json")
     for reference in [config.start, *(teacher.checkpoint for teacher in config.guidance.teachers)]:
         if reference is not None and not reference.startswith(STAGE_PREFIX):
             open_matching(reference, config, dataset)

@@ -79,6 +79,9 @@ class StyleGAN2(Section):
     conv_clamp: Positive | None = 256
     mbstd_group: PositiveInt = 4
 
+    # labels may be vectors
+    classes_only: ClassVar[bool] = False
+
     @model_validator(mode="after")
     def check_widths(self) -> "StyleGAN2":
         if self.resolution < 8 or self.resolution & (self.resolution - 1):
@@ -139,6 +142,8 @@ class BigGAN(Section):
     sync_batchnorm: bool = True
 
     conditional: ClassVar[bool] = True
+    # of a vector there is no embedding
+    classes_only: ClassVar[bool] = True
     resolutions: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
     # no logit depends on another sample of the batch, and all blocks compute in fp32
     mbstd_group: ClassVar[int] = 1

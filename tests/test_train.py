@@ -356,6 +356,14 @@ class TestBigGAN:
         # which has no such key
         assert "conditional" not in sentence
 
+    def test_refuses_labels_that_are_no_classes(self, tiny, tmp_path):
+        labels = {"labels": [["0.png", [0.5, 0.5]]]}
+        write_images(tmp_path / "vectors.zip", {"0.png": Image.new("L", (32, 32))})
+        with zipfile.ZipFile(tmp_path / "vectors.zip", "a") as file:
+            file.writestr("dataset.json", json.dumps(labels))
+        sentence = refusal("--config", tiny(**BIGGAN, images={"path": str(tmp_path / "vectors.zip"), "workers": 0}))
+        assert "are vectors of 2 numbers; a biggan takes one class an image" in sentence and not (tmp_path / "runs").exists()
+
     def test_refuses_a_teacher_of_another_family(self, tiny, tmp_path, snapshots):
         sentence = refusal("--config", tiny(**BIGGAN, guidance={"teachers": [{"checkpoint": snapshots["digits"]}]}))
         assert "holds networks of family stylegan2, this run trains biggan" in sentence and not (tmp_path / "runs").exists()

@@ -35,6 +35,7 @@ class ImageDataset(torch.utils.data.Dataset):
     Attributes:
         label_dim: Classes, or the length of the labels that are vectors.
         class_names: Of class 0, 1, ..., or None where the source does not tell.
+        labels_are_classes: Whether an image has one class, or none; not so where labels are vectors.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ImageDataset(torch.utils.data.Dataset):
             )
         self._labels = self.source.labels() if labels else no_labels(len(self.source))
         self.label_dim, self.class_names = self._labels.dim, self._labels.class_names
+        self.labels_are_classes = self.label_dim == 0 or self._labels.values.ndim == 1
 
     def __len__(self) -> int:
         return len(self.source) * (2 if self.mirror else 1)
