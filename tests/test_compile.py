@@ -111,6 +111,7 @@ def test_scale_shift_act():
 def test_other_sizes_may_follow():
     def f(x, b, w, s):
         y = ops.modulated_conv2d(x, w, s, padding=1, impl="triton")
+        y = ops.conv2d_resample(y, w, padding=1, impl="fastest")
         return ops.bias_act(ops.upfirdn2d(y, F, padding=[2, 1], impl="reference"), b, act="lrelu", impl="triton")
 
     g = compiled(f, dynamic=True)

@@ -26,6 +26,7 @@ DOWN_AND_FILTER = Geometry((6, 6), stride=2, padding=(2, 2))
 FILTER_AND_UP = DOWN_AND_FILTER.adjoint((2 * H, 2 * W))
 
 
+# in bfloat16 there is nothing to see here: the interpreter's tl.dot multiplies its bits as integers
 def half(*shape, seed=0, scale=1.0):
     return channels_last((normal(*shape, seed=seed) * scale).half())
 

@@ -11,10 +11,12 @@ from fastdgl_kernels import (
     implementation,
     kernels_in_force,
     modulated_conv2d,
+    modulated_conv2d_bias_act,
     setup_filter,
     upfirdn2d,
 )
 from fastdgl_kernels._dispatch import dispatch, within
+from fastdgl_kernels.convolution import backends
 
 X = torch.zeros(1, 2, 4, 4)
 
@@ -220,3 +222,78 @@ def test_explaining_computes_nothing_and_refuses_what_the_operator_refuses():
         explain(bias_act, X, torch.zeros(3))
     # and leaves nothing behind
     assert bias_act(X).shape == X.shape
+
+
+@pytest.fixture
+def h100(able, monkeypatch):
+    """As on an H100, for what asks which one it is."""
+    monkeypatch.setattr(backends, "architecture", lambda device: "sm_90")
+
+
+def taken(operator, *tensors, **arguments):
+    """The implementation's name, and why it is that one, in words."""
+    first = explain(operator, *tensors, impl="fastest", **arguments).splitlines()[0]
+    return first.split("'")[1], first.partition("; ")[2]
+
+
+def images(I, size, N=1):
+    x = torch.zeros(N, I, size, size, dtype=torch.float16, device="meta")
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def weight(O, I, k):
+    return torch.zeros(O, I, k, k, dtype=torch.float16, device="meta")
+
+
+STYLES = torch.zeros(1, 64, dtype=torch.float16, device="meta")
+LAYERS = {
+    "same": (conv2d_resample, (images(64, 48), weight(128, 64, 3)), dict(padding=1)),
+    "down": (conv2d_resample, (images(64, 48), weight(128, 64, 3)), dict(padding=1, down=2)),
+    "modulated same": (modulated_conv2d, (images(64, 48), weight(128, 64, 3), STYLES), dict(padding=1)),
+    "modulated up": (modulated_conv2d, (images(64, 48), weight(128, 64, 3), STYLES), dict(padding=1, up=2)),
+    "to_rgb": (modulated_conv2d_bias_act, (images(64, 48), weight(3, 64, 1), STYLES), dict(demodulate=False)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_table_says_whose_convolution_runs(h100, monkeypatch, kind):
+    operator, tensors, arguments = LAYERS[kind]
+    for name in ("triton", "cudnn"):
+        monkeypatch.setitem(backends.TABLE, "sm_90", {kind: name})
+        words = f"{name!r} first, by the entry {kind!r} of the table for sm_90"
+        assert taken(operator, *tensors, **arguments) == (name, f'"fastest" takes the first that is able: {words}')
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_table_knows_the_layers_of_the_networks(arch):
+    assert set(backends.TABLE[arch]) >= set(LAYERS)
+    assert set(backends.TABLE[arch].values()) <= {"cudnn", "triton"}
+
+
+def test_an_entry_of_a_layer_goes_before_that_of_its_kind(h100, monkeypatch):
+    own = "same 64>128 @32 N=1 float16 NHWC"
+    monkeypatch.setitem(backends.TABLE, "sm_90", {"same": "cudnn", own: "triton"})
+    _, (x, w), arguments = LAYERS["same"]
+    assert taken(conv2d_resample, x, w, **arguments)[0] == "triton"
+    # of sizes, the powers of two count; of all else, what it is
+    assert backends.layer("same", images(64, 63, N=1), 128) == own
+    for other in (images(64, 64), images(64, 48, N=2), x.float(), x.contiguous()):
+        assert taken(conv2d_resample, other, w.to(other.dtype), **arguments)[0] == "cudnn"
+
+
+def test_what_the_table_has_not_goes_by_rule(h100, monkeypatch):
+    monkeypatch.setattr(backends, "TABLE", {})
+    for kind, (operator, tensors, arguments) in LAYERS.items():
+        name, words = taken(operator, *tensors, **arguments)
+        assert name == ("triton" if kind == "to_rgb" else "cudnn")
+        assert f"{name!r} first, by rule, for the table has no '{kind} 64>" in words and words.endswith("for sm_90")
+    assert "has no 'other 64>128" in taken(conv2d_resample, images(64, 48), weight(128, 64, 1))[1]
+
+
+def test_the_table_is_not_asked_for_what_has_a_name(h100, monkeypatch):
+    monkeypatch.setattr(backends, "TABLE", None)
+    operator, tensors, arguments = LAYERS["to_rgb"]
+    for name in ("cudnn", "triton", "reference"):
+        text = explain(operator, *tensors, impl=name, **arguments)
+        assert text.startswith(f"modulated_conv2d_bias_act runs as {name!r}") and "leaves no choice" in text
+    assert "triton: able; by the kernels of ToRGB" in text

@@ -53,6 +53,7 @@ def dispatch(
     x: Tensor,
     impl: str | None,
     remarks: Mapping[str, Callable[[], str]] = MappingProxyType({}),
+    preference: Callable[[], tuple[str, str]] | None = None,
     **implementations: Callable,
 ) -> Callable:
     """Pick the implementation of an operator for `x`.
@@ -60,7 +61,7 @@ def dispatch(
     Asked in this order: the argument `impl`, the surrounding `implementation(...)`, the environment
     variable FASTDGL_IMPL, "auto". A name asked for and not to be had is an error, never a substitute.
     "auto" and "fastest" take the first that is able, without a word: all of them compute the same function. "auto"
-    passes over what no GPU of the kind has confirmed, and what would be interpreted.
+    passes over what no GPU of the kind has confirmed, and what would be interpreted. Nothing is tried or timed.
 
     Backward never asks again: it runs on threads of its own, where the surrounding choice does not hold.
 
@@ -68,6 +69,8 @@ def dispatch(
         x: The operator's main input: what can run depends on its device and dtype.
         impl: The caller's wish, or None.
         remarks: What `explain` is to say besides of an implementation that can run, by its name.
+        preference: Gives the name of the implementation that is the fastest for `x`, and where that is written; None
+            where it is the first for all.
         implementations: The operator's own, by name, the fastest first, "reference" last, which carries its name.
     """
     name, source = _wanted(impl)
@@ -75,9 +78,11 @@ def dispatch(
     if name not in ("auto", "fastest", *implementations):
         raise ValueError(f"{source}={name!r}: {operator} has no such implementation, it has {_listed(implementations)}")
     obstacle = {"auto": why_not_by_itself, "fastest": why_not}.get(name)
-    taken = next(n for n in implementations if obstacle(n, x) is None) if obstacle else name
+    preferred = preference() if obstacle and preference else None
+    order = sorted(implementations, key=lambda n: n != preferred[0]) if preferred else list(implementations)
+    taken = next(n for n in order if obstacle(n, x) is None) if obstacle else name
     if _explaining.get():
-        raise _Explanation(_explanation(x, operator, name, source, taken, implementations, remarks))
+        raise _Explanation(_explanation(x, operator, name, source, taken, order, preferred, remarks))
     if reason := why_not(taken, x):
         raise RuntimeError(f"{source}={name!r} cannot run {operator} on x of shape {tuple(x.shape)}: {reason}")
     return implementations[taken]
@@ -176,10 +181,12 @@ def _explanation(
     source: str,
     taken: str,
     names: Iterable[str],
+    preferred: tuple[str, str] | None,
     remarks: Mapping[str, Callable[[], str]],
 ) -> str:
     reasons = {n: why_not_by_itself(n, x) if name == "auto" else why_not(n, x) for n in names}
     wish = f'"{name}" takes the first that is able' if name in ("auto", "fastest") else f"{source}={name!r} leaves no choice"
+    wish += f": {preferred[0]!r} first, {preferred[1]}" if preferred else ""
     verb = "runs" if reasons[taken] is None else "cannot run"
     lines = [f"{operator} {verb} as {taken!r} on x of shape {tuple(x.shape)}, {x.dtype}, {x.device}; {wish}"]
     said = {n: "; " + remark() for n, remark in remarks.items() if why_not(n, x) is None}

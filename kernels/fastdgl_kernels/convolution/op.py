@@ -10,7 +10,7 @@ from .._operators import door
 from ..resampling import geometry
 from ..resampling.geometry import Padding, Pair, parse_padding, parse_scaling
 from ..resampling.op import check_filter, check_image, filter_size
-from . import reference
+from . import backends, reference
 from .algebra import arranged, owned, remark
 
 
@@ -44,7 +44,8 @@ def conv2d_resample(
         flip_filter: False to convolve with `f`, True to correlate.
         impl: "cudnn" (PyTorch's convolution, differentiated twice without convolving by kernels as large as the
             image), "triton" (the same, by a convolution of our own where there is a kernel for it, see
-            `convolution.kernel.why_not`), "reference", or None for the one in force (see `implementation`).
+            `convolution.kernel.why_not`), "reference", or None for the one in force (see `implementation`), by itself
+            the faster one for the shape (see `convolution.backends`).
 
     Returns:
         `[N, O, H', W']`, of the dtype of `x`.
@@ -62,6 +63,7 @@ def conv2d_resample(
         x,
         impl,
         {"triton": partial(remark, x, w, f, up, down, padding, groups)},
+        partial(backends.preference, backends.kind(w, up, down, groups), x, len(w)),
         cudnn=_conv2d_resample,
         triton=partial(_conv2d_resample, own=True),
         reference=reference.conv2d_resample,

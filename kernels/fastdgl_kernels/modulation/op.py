@@ -1,6 +1,6 @@
 """The public doors of the modulated layer: arguments are checked and completed here, and laid out for the algebra."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -9,16 +9,14 @@ from torch import Tensor
 from .._dispatch import dispatch, within
 from .._operators import door
 from ..activation import activation_funcs, bias_act
-from ..convolution.algebra import arranged, owned, plan, remark
+from ..convolution import backends
+from ..convolution.algebra import arranged, owned, remark
 from ..convolution.layout import dense
 from ..convolution.op import check_output, parse_factor, whole_padding
 from ..resampling.geometry import Padding, Pair, parse_padding
 from ..resampling.op import check_filter, check_image, check_kind, filter_size
 from . import reference, to_rgb
 from .algebra import Layer, Tail
-
-# the convolution of ToRGB layers, which has kernels of its own
-POINTWISE = plan((1, 1), 1, 1, (0, 0, 0, 0))
 
 
 @door
@@ -57,7 +55,8 @@ def modulated_conv2d(
         fused_modconv: Changes nothing: there is one way to compute it. Taken because callers pass it.
         impl: "cudnn" (PyTorch's convolution between two Triton kernels), "triton" (the same, and the convolution too
             where there is a kernel for it, see `convolution.kernel.why_not`, and for 1x1 to at most 4 channels without
-            demodulation and noise, as in ToRGB layers), "reference", or None for the one in force (see `implementation`).
+            demodulation and noise, as in ToRGB layers), "reference", or None for the one in force (see
+            `implementation`), by itself the faster one for the shape (see `convolution.backends`).
 
     Returns:
         `[N, O, H', W']`, of the dtype of `x`; channels last in 16 bits where "cudnn" runs, and
@@ -66,14 +65,10 @@ def modulated_conv2d(
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, equations 1 and 3.
     """
     up, down, padding = _checked(x, weight, styles, noise, up, down, padding, resample_filter)
-    run = dispatch(
-        x,
-        impl,
-        {"triton": partial(remark, x, weight, resample_filter, up, down, padding)},
-        cudnn=_modulated_conv2d,
-        triton=partial(_modulated_conv2d, own=True),
-        reference=reference.modulated_conv2d,
-    )
+    run = _chosen(
+        _modulated_conv2d, reference.modulated_conv2d,
+        x, weight, noise, up, down, padding, resample_filter, demodulate, impl,
+    )  # fmt: skip
     return run(x, weight, styles, noise, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight))
 
 
@@ -111,14 +106,10 @@ def modulated_conv2d_bias_act(
     up, down, padding = _checked(x, weight, styles, noise, up, down, padding, resample_filter)
     _check_bias(x, weight, bias)
     alpha, gain, clamp = _completed(act, alpha, gain, clamp)
-    run = dispatch(
-        x,
-        impl,
-        {"triton": partial(remark, x, weight, resample_filter, up, down, padding)},
-        cudnn=_modulated_conv2d_bias_act,
-        triton=partial(_modulated_conv2d_bias_act, own=True),
-        reference=reference.modulated_conv2d_bias_act,
-    )
+    run = _chosen(
+        _modulated_conv2d_bias_act, reference.modulated_conv2d_bias_act,
+        x, weight, noise, up, down, padding, resample_filter, demodulate, impl,
+    )  # fmt: skip
     return run(
         x, weight, styles, noise, bias, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight),
         act, alpha, gain, clamp,
@@ -146,12 +137,12 @@ def _modulated_conv2d(
         d, wide = None, torch.promote_types(x.dtype, torch.float32)
         if demodulate:
             weight, styles, d = reference.demodulated(weight, styles, x.dtype)
+        if own and _kind(weight, noise, up, down, padding, demodulate) == "to_rgb":
+            weight = weight.to(wide).flatten(1) * styles.to(wide)[:, None]              # [N, O, I]
+            return to_rgb.ToRGB.apply(x, weight, bias, tail)
         if noise is not None:
             noise = noise.reshape(1 if noise.ndim == 2 else len(noise), -1)
         x, weight, how = arranged(x, weight, up, down, padding, flip_weight=flip_weight)
-        if own and how == POINTWISE and d is None and noise is None and len(weight) <= to_rgb.MOST:
-            weight = weight.to(wide).flatten(1) * styles.to(wide)[:, None]          # [N, O, I]
-            return to_rgb.ToRGB.apply(x, weight, bias, tail)
         if own:
             how, weight = owned(how, x, weight, resample_filter)
         weight, styles = weight.to(x.dtype), styles.to(wide)
@@ -184,6 +175,41 @@ def _modulated_conv2d_bias_act(
         return _modulated_conv2d(*layer, bias, Tail(alpha, gain, clamp), own=own)
     y = _modulated_conv2d(*layer, own=own)
     return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp, impl=within(y))
+
+
+def _chosen(
+    run: Callable[..., Tensor],
+    definition: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    noise: Tensor | None,
+    up: int,
+    down: int,
+    padding: Padding,
+    f: Tensor | None,
+    demodulate: bool,
+    impl: str | None,
+) -> Callable[..., Tensor]:
+    """What computes the layer: `run`, with PyTorch's convolution or our own, or the `definition`."""
+    kind = _kind(weight, noise, up, down, padding, demodulate)
+    of_others = partial(remark, x, weight, f, up, down, padding)
+    return dispatch(
+        x,
+        impl,
+        {"triton": (lambda: "by the kernels of ToRGB") if kind == "to_rgb" else of_others},
+        partial(backends.preference, kind, x, len(weight)),
+        cudnn=run,
+        triton=partial(run, own=True),
+        reference=definition,
+    )
+
+
+def _kind(weight: Tensor, noise: Tensor | None, up: int, down: int, padding: Padding, demodulate: bool) -> str:
+    """What the layer is to `preference`; "to_rgb" has kernels of its own."""
+    pointwise = weight.shape[2:] == (1, 1) and up == down == 1 and not any(padding)
+    if pointwise and not demodulate and noise is None and len(weight) <= to_rgb.MOST:
+        return "to_rgb"
+    return f"modulated {backends.kind(weight, up, down)}"
 
 
 def _checked(

@@ -1,0 +1,78 @@
+"""Which convolution a layer gets by itself: PyTorch's (cuDNN) between kernels of ours, or one of our own.
+
+Chosen ahead of time, never while training: by the table of the GPU's architecture, and by a rule where it has no entry.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._tuning import architecture
+from .layout import is_channels_last
+
+# An entry is of a layer, as `layer` spells it, or of all layers of a kind that have none of their own. Nothing here has
+# been measured on a GPU: the matrix products are PyTorch's until ours are shown to be faster; ToRGB is ours, for it is
+# bound by memory and our kernels read the features once. A run of `python -m bench.gpu` proposes the entries of layers.
+TABLE = {
+    "sm_80": {
+        "same": "cudnn",
+        "down": "cudnn",
+        "modulated same": "cudnn",
+        "modulated up": "cudnn",
+        "to_rgb": "triton",
+    },
+    "sm_90": {
+        "same": "cudnn",
+        "down": "cudnn",
+        "modulated same": "cudnn",
+        "modulated up": "cudnn",
+        "to_rgb": "triton",
+    },
+}
+
+
+class Preference(NamedTuple):
+    """The implementation to take where several are able, and where that is written, in words."""
+
+    name: str
+    source: str
+
+
+def preference(kind: str, x: Tensor, O: int) -> Preference:
+    """Which of "cudnn" and "triton" is to take a layer.
+
+    Args:
+        kind: See `kind`, with "modulated " before it where styles scale the input; or "to_rgb".
+        x: `[N, I, H, W]`, the input.
+        O: Channels of the output.
+    """
+    arch, spelled = architecture(x.device), layer(kind, x, O)
+    entries = TABLE.get(arch, {})
+    for entry in (spelled, kind):
+        if entry in entries:
+            return Preference(entries[entry], f"by the entry {entry!r} of the table for {arch}")
+    name = "triton" if kind == "to_rgb" else "cudnn"
+    return Preference(name, f"by rule, for the table has no {spelled!r} for {arch}")
+
+
+def kind(w: Tensor, up: int, down: int, groups: int = 1) -> str:
+    """What is convolved by a kernel of ours, should it fit the shape: "same", "up", "down"; or "other"."""
+    if w.shape[2:] != (3, 3) or groups != 1:
+        return "other"
+    return {(1, 1): "same", (2, 1): "up", (1, 2): "down"}.get((up, down), "other")
+
+
+def layer(kind: str, x: Tensor, O: int) -> str:
+    """How the table spells a layer: "modulated same 512>512 @64 N=32 float16 NHWC".
+
+    Powers of two stand for the longer side of x, and for its batch, up to the next power.
+    """
+    N, I, H, W = x.shape
+    layout = "NHWC" if is_channels_last(x) else "NCHW"
+    return f"{kind} {I}>{O} @{_power(H, W)} N={_power(N)} {str(x.dtype)[6:]} {layout}"
+
+
+def _power(*sizes: int | torch.SymInt) -> int | str:
+    """The largest power of two that one of them reaches; none where who traces takes them for unknown."""
+    return 1 << max(sizes).bit_length() >> 1 if all(isinstance(n, int) for n in sizes) else "any"
