@@ -1,4 +1,5 @@
-"""The layers of StyleGAN2, config F, at 256 and 1024: one list for everything that predicts, checks or measures."""
+"""The layers of StyleGAN2, config F, at 256 and 1024, and the batch norms of BigGAN at 128: one list for everything that
+predicts, checks or measures."""
 
 from dataclasses import dataclass
 
@@ -29,6 +30,16 @@ def layers(*, half: bool = True) -> list[tuple[int, int, int]]:
 def conv_flops(N: int, pixels: int, I: int, O: int, taps: int = 9) -> int:
     """Of a convolution of N images, and of either of its gradients; a product and a sum count as two."""
     return 2 * taps * I * O * pixels * N
+
+
+# of BigGAN at 128: the batch, and `ch` of a student and of its teacher
+BIGGAN_BATCH, BIGGAN_WIDTHS = 32, (48, 96)
+
+
+def batch_norms(ch: int = 96) -> list[tuple[int, int, int, int]]:
+    """(batch, resolution, channels, up) of those of BigGAN's generator at 128: two in each block but the first."""
+    blocks = ((8, 16 * ch), (16, 8 * ch), (32, 4 * ch), (64, 2 * ch))
+    return [(BIGGAN_BATCH, *norm) for R, C in blocks for norm in ((R, C, 2), (2 * R, C // 2, 1))]
 
 
 @dataclass(frozen=True)

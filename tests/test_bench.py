@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("triton")
 
 from fastdgl.models.stylegan2 import Discriminator, Generator  # noqa: E402
+from fastdgl_kernels import explain, modulated_conv2d_bias_act  # noqa: E402
 from fastdgl_kernels._tuning import TABLE  # noqa: E402
 
 from bench.gpu import acceptance, cases, isolation, networks, nvidia, plan, timing, tuning  # noqa: E402
@@ -38,13 +39,16 @@ REPRESENTATIVE = [
     *cases.upfirdn2d(1, 6, 8, filters(6)[0], FP16),
     *cases.upfirdn2d(1, 4, 3, filters(4)[3], FP32, channels_last=False),
     *cases.tail(2, 4, 8, FP16),
-    *cases.convolution(1, 16, 64, FP16),
+    *cases.convolution(1, 8, 64, FP16),
     *cases.resampling_convolution(1, 16, 64, FP16),
-    *cases.resampling_convolution(1, 32, 32, FP16),
-    *cases.convolution_with_own_weights(1, 16, 64, FP16),
+    *cases.resampling_convolution(1, 16, 32, FP16),
+    *cases.convolution_with_own_weights(1, 8, 64, FP16),
     *cases.modulated_layer(1, 8, 16, "same", "cudnn", FP16),
     cases.second_order_of_layer(1, 4, 8, "rgb", "cudnn", FP32),
-    first(cases.downsampling(1, 4, 8, 3, "cudnn", FP32), "second order"),
+    first(cases.convolution_layer(1, 4, 8, "down", "cudnn", FP32), "second order"),
+    *cases.to_rgb(2, 4, 8, FP16),
+    *cases.batch_norm(2, 4, 8, 2, FP16),
+    first(cases.filtered_layer(1, 3, 2, FP32, channels_last=False, taps=3), "second order"),
 ]
 
 
@@ -208,6 +212,16 @@ def test_a_step_gives_the_gradients_of_the_network_that_learns(step):
     assert len(some) > len(gradients) / 2 and all(g.isfinite().all() for g in some)
 
 
+@pytest.mark.parametrize("step", networks.BIGGAN_STEPS)
+def test_a_step_of_biggan_gives_the_gradients_of_the_network_that_learns(step):
+    torch.manual_seed(0)
+    G, D = networks.biggan_networks(2, CPU, resolution=32, attention=16, c_dim=3)
+    gradients = networks.ready(step, G, D, *networks.biggan_inputs(4, G, CPU))()
+    learning = G if networks.BIGGAN_STEPS[step][1] == "G" else D
+    assert [g.shape for g in gradients] == [p.shape for p in learning.parameters()]
+    assert all(g.isfinite().all() for g in gradients) and any(g.any() for g in gradients)
+
+
 def test_candidates_take_the_place_of_a_table_entry(triton):
     case = first(cases.bias_act(1, 4, 8, FP16), "forward")
     seen = []
@@ -251,6 +265,50 @@ def test_the_best_tile_is_proposed_and_a_wrong_one_never():
     assert found["candidates"]["[2]"] == {"error": "wrong: y"}
     proposed = tuning.proposal({"layer": found, "skipped": {"skipped": "time"}})
     assert proposed == {"table": {"layers": {"layer": {"best": "[1]", "of today": 0.5}}, "for all": "[1]"}}
+
+
+def test_the_layers_whose_backend_is_measured_are_those_the_table_is_asked_for(triton):
+    asked = {case.entry for case in cases.chosen()}
+    for entry in ("same 512>512 @64 N=32 float16 NHWC", "to_rgb 32>3 @1024 N=8 float16 NHWC"):
+        assert entry in asked
+    small = next(cases.modulated_layer(1, 8, 8, "up", "fastest", FP16))
+    tensors = small.tensors(cases.Random(CPU, 0))
+    text = explain(
+        modulated_conv2d_bias_act, tensors["x"], tensors["weight"], tensors["styles"], up=2, padding=1, impl="fastest"
+    )
+    assert repr(small.entry) in text
+
+
+def test_the_faster_convolution_is_proposed_as_an_entry_of_its_table(tmp_path):
+    case = doubling(lambda x: {"y": 2 * x}, entry="same 8>8 @4 N=1 float32 NCHW")
+    times = {"today": 9.0, "cudnn": 10.0, "triton": 5.0}
+    last = None
+
+    def candidate(name):
+        def run(x):
+            nonlocal last
+            last = name
+            return {"y": 2 * x}
+
+        return run
+
+    def stopwatch(run, repetitions):
+        run(0)
+        return [times[last]] * repetitions
+
+    case = replace(
+        case, run=candidate("today"),
+        candidates=lambda: [(Choice(case.entry, name), candidate(name)) for name in ("cudnn", "triton")],
+    )  # fmt: skip
+    found = tuning.tuned(case, CPU, 0, 1, stopwatch)
+    report = Report(tmp_path, {})
+    report.add("tuning", "layer", found)
+    # what has no rival has not won
+    failed = {"table": "down 8>8", "candidates": {"today": {"us": 1.0}, "cudnn": {"us": 1.0}, "triton": {"error": "no"}}}
+    report.add("tuning", "failed", failed)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["backends"] == {case.entry: {"name": "triton", "of the other": 0.5}} and written["proposed"] == {}
+    assert f'`"{case.entry}": "triton",` | 0.50 |' in (tmp_path / "results.md").read_text()
 
 
 def measured(us, bytes=10**9, **rivals):

@@ -41,6 +41,7 @@ class Case:
         rivals: By name, what its time is compared with. "nvidia" needs NVIDIA's code; "compiled" takes long to be ready.
         fused: Several roundings in one: it may err twice as much as PyTorch does at the same precision.
         candidates: What else could run: an entry of a table, and the function with it.
+        entry: What the table of backends calls the layer, of a case that is a whole layer.
     """
 
     operator: str
@@ -54,6 +55,7 @@ class Case:
     rivals: Mapping[str, Callable[..., object]] = field(default_factory=dict)
     fused: bool = False
     candidates: Callable[[], Iterable[tuple["Choice", Callable[..., Tensors]]]] | None = None
+    entry: str = ""
 
     @property
     def key(self) -> str:
@@ -63,15 +65,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Choice:
-    """An entry of a table of tiles.
+    """An entry of a table of tiles, or of backends.
 
     Args:
         table: The name of the entry, or of the operator that asks for it.
-        value: Of plain numbers.
+        value: Of plain numbers, or the name of an implementation.
     """
 
     table: str
-    value: tuple[int, ...]
+    value: tuple[int, ...] | str
+
+    @property
+    def key(self) -> str:
+        """The value in words."""
+        return self.value if isinstance(self.value, str) else str(list(self.value))
 
 
 def compiled(f: Callable[..., object]) -> Callable[..., object]:

@@ -12,24 +12,40 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from fastdgl_kernels import conv2d_resample, modulated_conv2d_bias_act, setup_filter
+from fastdgl_kernels import conv2d_resample, filtered_lrelu, modulated_conv2d_bias_act, scale_shift_act, setup_filter
 from fastdgl_kernels._tuning import TABLE, architecture
 from fastdgl_kernels.activation import kernel as activation
 from fastdgl_kernels.activation.reference import activation_funcs
 from fastdgl_kernels.activation.reference import bias_act as bias_act_reference
 from fastdgl_kernels.activation.spec import Spec
+from fastdgl_kernels.convolution import backends
 from fastdgl_kernels.convolution import kernel as product
 from fastdgl_kernels.convolution.algebra import FEW_CHANNELS, Geometry
 from fastdgl_kernels.convolution.op import whole_padding
 from fastdgl_kernels.modulation import epilogue
+from fastdgl_kernels.modulation import to_rgb_kernel as rgb
 from fastdgl_kernels.modulation.reference import modulated_conv2d_bias_act as modulated_reference
+from fastdgl_kernels.normalization import kernel as normalization
+from fastdgl_kernels.normalization.reference import scale_shift_act as scale_shift_act_reference
 from fastdgl_kernels.resampling import kernel as resampling
 from fastdgl_kernels.resampling.geometry import Resample
 from fastdgl_kernels.resampling.reference import upfirdn2d as upfirdn2d_reference
 from numerics import derivatives
 from torch import Tensor
 
-from ..shapes import ALPHA, CLAMP, GAIN, NETWORKS, Filter, channels, conv_flops, filters, layers, long_filters
+from ..shapes import (
+    ALPHA,
+    CLAMP,
+    GAIN,
+    NETWORKS,
+    Filter,
+    batch_norms,
+    channels,
+    conv_flops,
+    filters,
+    layers,
+    long_filters,
+)
 from .case import Case, Choice, Random, Tensors, compiled
 from .nvidia import operators as nvidia
 
@@ -71,12 +87,18 @@ def checked() -> Iterator[Case]:
         # a batch divisible by 16 makes a kernel of its own
         yield from convolution(min(N, 16), R, C, FP16)
         yield from resampling_convolution(2, R, C, FP16)
+        yield from to_rgb(2, R, C, FP16)
     for impl in ("cudnn", "triton"):
         for kind in KINDS:
             yield from modulated_layer(2, 64, 128, kind, impl, FP16)
             yield second_order_of_layer(2, 16, 64, kind, impl, FP16)
-        for size in (1, 3):
-            yield from downsampling(2, 32, 64, size, impl, FP16)
+        for kind in CONVOLUTIONS:
+            yield from convolution_layer(2, 32, 64, kind, impl, FP16)
+    for _, R, C, up in batch_norms():
+        yield from batch_norm(2, R, C, up, BF16)
+    for R, C in ((16, 512), (32, 256)):
+        for filter in filters(R):
+            yield from upfirdn2d(2, R, C, filter, FP32, channels_last=False)
     for filter in filters(256):
         yield from upfirdn2d(2, 256, 3, filter, FP32, channels_last=False)
     yield from convolution(2, 64, 512, BF16)
@@ -88,12 +110,17 @@ def checked() -> Iterator[Case]:
             for channels_last in (True, False):
                 yield from bias_act(*layer, dtype, channels_last)
                 yield from tail(*layer, dtype, channels_last)
+                yield from to_rgb(*layer, dtype, channels_last)
+                for up in (1, 2):
+                    yield from batch_norm(*layer, up, dtype, channels_last)
         for impl in ("cudnn", "triton"):
             for kind in KINDS:
                 yield from modulated_layer(2, 16, 64, kind, impl, dtype)
                 yield second_order_of_layer(2, 16, 64, kind, impl, dtype)
-            for size in (1, 3):
-                yield from downsampling(2, 32, 64, size, impl, dtype)
+            for kind in CONVOLUTIONS:
+                yield from convolution_layer(2, 32, 64, kind, impl, dtype)
+        for channels_last in (True, False):
+            yield from filtered_layer(2, 36, 64, dtype, channels_last)
         for layer in (odd, (2, 33, 64)):
             for filter in (*filters(layer[1]), *long_filters(layer[1])):
                 for channels_last in (True, False):
@@ -114,11 +141,15 @@ def timed() -> Iterator[Case]:
         yield from tail(N, R, C, FP16)
         yield from convolution(N, R, C, FP16)
         yield from resampling_convolution(N, R, C, FP16)
+        yield from to_rgb(N, R, C, FP16)
         for impl in ("cudnn", "triton"):
             yield from modulated_layer(N, R, C, "same", impl, FP16)
             yield from modulated_layer(N, R, C, "up", impl, FP16)
+    for N, R, C, up in batch_norms():
+        yield from batch_norm(N, R, C, up, BF16)
     for largest, N in NETWORKS.items():
-        yield from modulated_layer(N, largest, channels(largest), "rgb", "cudnn", FP16)
+        for impl in ("cudnn", "triton"):
+            yield from modulated_layer(N, largest, channels(largest), "rgb", impl, FP16)
         for filter in filters(largest)[2:]:
             yield from upfirdn2d(N, largest, 3, filter, FP32, channels_last=False)
     high = (NETWORKS[256], 256, channels(256))
@@ -130,9 +161,24 @@ def timed() -> Iterator[Case]:
         yield from upfirdn2d(32, 256, 64, filter, FP16)
     for act in ("swish", "softplus"):
         yield from bias_act(32, 128, 256, FP16, True, act)
+    for channels_last in (True, False):
+        yield from filtered_layer(8, 148, 256, FP16, channels_last)
     for N, R, C in layers(half=False):
         yield from bias_act(N, R, C, FP32, channels_last=False)
         yield from tail(N, R, C, FP32, channels_last=False)
+        yield from to_rgb(N, R, C, FP32, channels_last=False)
+        if R > 4:
+            for filter in filters(R):
+                yield from upfirdn2d(N, R, C, filter, FP32, channels_last=False)
+
+
+def chosen() -> Iterator[Case]:
+    """Whole layers of both networks as they run by themselves: PyTorch's convolution and ours are their candidates."""
+    for N, R, C in layers():
+        for kind in KINDS:
+            yield _of_backends(partial(modulated_layer, N, R, C, kind, dtype=FP16))
+        for kind in ("same", "down"):
+            yield _of_backends(partial(convolution_layer, N, R, C, kind, dtype=FP16))
 
 
 def named(N: int, R: int, C: int, dtype: torch.dtype, channels_last: bool = True) -> str:
@@ -302,6 +348,129 @@ def tail(N: int, R: int, C: int, dtype: torch.dtype, channels_last: bool = True)
     yield shared("dot", "forward", run=dot, reference=dot_definition)
 
 
+def to_rgb(N: int, R: int, C: int, dtype: torch.dtype, channels_last: bool = True) -> Iterator[Case]:
+    """The kernels of ToRGB, and their gradients; cuDNN's way is a scale, a 1x1 convolution and a tail."""
+
+    def tensors(random: Random) -> Tensors:
+        weight, styles = random.normal(3, C) / sqrt(C), 1 + random.normal(N, C) / 4
+        given = {"x": random.normal(N, C, R, R, dtype=dtype, channels_last=channels_last), "bias": random.normal(3)}
+        given |= {"weight": weight, "styles": styles, "w": weight * styles[:, None]}
+        return given | {"dy": random.normal(N, 3, R, R, dtype=dtype)}
+
+    def forward(x: Tensor, w: Tensor, bias: Tensor) -> Tensors:
+        return {"y": rgb.forward(x, w, bias, clamp=1.0)}
+
+    def definition(x: Tensor, w: Tensor, bias: Tensor) -> Tensors:
+        u = torch.einsum("noi,nihw->nohw", w.to(x.dtype), x)
+        return {"y": bias_act_reference(u, bias.to(x.dtype), 1, "linear", 0.0, 1.0, 1.0)}
+
+    def cudnn(x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor) -> Tensor:
+        u = F.conv2d(epilogue.scale(x, styles), weight.to(x.dtype)[:, :, None, None])
+        return epilogue.forward(u, None, None, bias, 1.0, 1.0, 1.0)
+
+    def data_gradient(dy: Tensor, w: Tensor) -> Tensors:
+        return {"dx": rgb.data_gradient(dy, w, channels_last)}
+
+    def data_gradient_definition(dy: Tensor, w: Tensor) -> Tensors:
+        return {"dx": torch.einsum("noi,nohw->nihw", w.to(dy.dtype), dy)}
+
+    def weight_gradient(dy: Tensor, x: Tensor) -> Tensors:
+        return {"dw": rgb.weight_gradient(dy, x)}
+
+    def weight_gradient_definition(dy: Tensor, x: Tensor) -> Tensors:
+        return {"dw": torch.einsum("nohw,nihw->noi", dy, x)}
+
+    shared = partial(Case, "to_rgb", layer=named(N, R, C, dtype, channels_last), dtype=dtype, tensors=tensors)
+    for order, run, definition, others in (
+        ("forward", forward, definition, {"compiled": compiled(definition), "cudnn": cudnn}),
+        ("data gradient", data_gradient, data_gradient_definition, {}),
+        ("weight gradient", weight_gradient, weight_gradient_definition, {}),
+    ):
+        yield shared(order, run=run, reference=definition, rivals={"reference": definition} | others)
+
+
+def batch_norm(
+    N: int, R: int, C: int, up: int, dtype: torch.dtype, channels_last: bool = True
+) -> Iterator[Case]:
+    """scale_shift_act with ReLU, of each sample's own scale and shift: forward, gradient, second order."""
+    layer = f"up {named(N, R, C, dtype, channels_last)}" if up == 2 else named(N, R, C, dtype, channels_last)
+
+    def tensors(random: Random) -> Tensors:
+        image = partial(random.normal, dtype=dtype, channels_last=channels_last)
+        x, scale, shift = image(N, C, R, R), 1 + random.normal(N, C).clamp(-2, 2) / 4, random.normal(N, C)
+        # on the kink, rounding decides on the slope
+        a, b = scale[:, :, None, None], shift[:, :, None, None]
+        x.copy_(torch.where((x * a + b).abs() < 0.01, (1 - b) / a, x))
+        return {"x": x, "scale": scale, "shift": shift, "dy": image(N, C, R * up, R * up)}
+
+    def forward(x: Tensor, scale: Tensor, shift: Tensor) -> Tensors:
+        return {"y": normalization.forward(x, scale, shift, "relu", up)}
+
+    def definition(x: Tensor, scale: Tensor, shift: Tensor) -> Tensors:
+        return {"y": scale_shift_act_reference(x, scale, shift, "relu", up)}
+
+    def gradient(dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor) -> Tensors:
+        every = dict(of_x=True, of_scale=True, of_shift=True)
+        return dict(zip(("dx", "dscale", "dshift"), normalization.backward(dy, x, scale, shift, "relu", up, **every)))
+
+    def gradient_definition(x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor) -> Tensors:
+        return _gradients(lambda x, scale, shift: definition(x, scale, shift)["y"], dict(x=x, scale=scale, shift=shift), dy)
+
+    def twice(impl: str) -> Callable[..., Tensors]:
+        def run(x: Tensor, scale: Tensor, shift: Tensor, dy: Tensor) -> Tensors:
+            return derivatives(lambda x, scale: scale_shift_act(x, scale, shift, up=up, impl=impl), [x, scale], dy)
+
+        return run
+
+    shared = partial(Case, "scale_shift_act", layer=layer, dtype=dtype, tensors=tensors)
+    rivals = {"reference": definition, "compiled": compiled(definition)}
+    yield shared("forward", run=forward, reference=definition, rivals=rivals)
+    yield shared("gradient", run=gradient, reference=gradient_definition)
+    yield shared("second order", run=twice("triton"), reference=twice("reference"), fused=True)
+
+
+def filtered_layer(
+    N: int, R: int, C: int, dtype: torch.dtype, channels_last: bool = True, taps: int = 12
+) -> Iterator[Case]:
+    """filtered_lrelu at twice the rate, between filters of 12 taps, as StyleGAN3 has it; its gradients, once and twice."""
+    padding = [taps - 1, taps - 2] * 2
+
+    def tensors(random: Random) -> Tensors:
+        image = partial(random.normal, N, C, R, R, dtype=dtype, channels_last=channels_last)
+        # where a channel has one sign, and the filter as well, nothing comes near the kink, where rounding decides
+        sign = random.normal(C).sign().to(dtype)
+        x = image().abs_().mul_(sign[:, None, None])
+        f = setup_filter(random.normal(taps).abs().cpu(), device=random.device)
+        return {"x": x, "b": sign * random.normal(C, dtype=dtype).abs(), "f": f, "dy": image()}
+
+    def layer(x: Tensor, b: Tensor, f: Tensor, impl: str) -> Tensor:
+        return filtered_lrelu(x, f, f, b, up=2, down=2, padding=padding, clamp=CLAMP, impl=impl)
+
+    def forward(impl: str) -> Callable[..., Tensors]:
+        def run(x: Tensor, b: Tensor, f: Tensor) -> Tensors:
+            return {"y": layer(x, b, f, impl)}
+
+        return run
+
+    def once(impl: str) -> Callable[..., Tensors]:
+        def run(x: Tensor, b: Tensor, f: Tensor, dy: Tensor) -> Tensors:
+            return _gradients(partial(layer, f=f, impl=impl), {"x": x, "b": b}, dy)
+
+        return run
+
+    def twice(impl: str) -> Callable[..., Tensors]:
+        def run(x: Tensor, b: Tensor, f: Tensor, dy: Tensor) -> Tensors:
+            return derivatives(lambda x, b: layer(x, b, f, impl), [x, b], dy)
+
+        return run
+
+    name = named(N, R, C, dtype, channels_last)
+    shared = partial(Case, "filtered_lrelu", layer=name, dtype=dtype, tensors=tensors, fused=True)
+    for order, taken in (("forward", forward), ("forward and gradients", once)):
+        yield shared(order, run=taken("triton"), reference=taken("reference"), rivals={"reference": taken("reference")})
+    yield shared("second order", run=twice("triton"), reference=twice("reference"))
+
+
 def convolution(N: int, R: int, C: int, dtype: torch.dtype) -> Iterator[Case]:
     """The matrix product: alone, with the tail of a layer, and both gradients; nothing where there is no kernel."""
     if product.why_not(dtype, (N, C, R, R), C, SAME) is not None:
@@ -431,12 +600,13 @@ def convolution_with_own_weights(N: int, R: int, C: int, dtype: torch.dtype) -> 
     yield Case("convolution", "forward with own weights", named(N, R, C, dtype), dtype, tensors, run, definition, flops)
 
 
-# how a layer of the generator is called
+# how a layer of the generator is called; and what the table of backends calls it
 KINDS = {
     "same": dict(padding=1, act="lrelu", clamp=CLAMP),
     "up": dict(padding=1, act="lrelu", clamp=CLAMP, up=2, flip_weight=False),
     "rgb": dict(demodulate=False, act="linear", clamp=CLAMP),
 }
+BACKENDS = {"same": "modulated same", "up": "modulated up", "rgb": "to_rgb"}
 
 
 def modulated_layer(N: int, R: int, C: int, kind: str, impl: str, dtype: torch.dtype) -> Iterator[Case]:
@@ -523,22 +693,30 @@ def _layer(N: int, R: int, C: int, kind: str, dtype: torch.dtype):
 
     def shared(order: str, impl: str, **functions) -> Case:
         name = f"{kind} {impl} {named(N, R, C, dtype, channels_last)}"
-        return Case("modulated layer", order, name, dtype, tensors, fused=True, **functions)
+        entry = _entry(BACKENDS[kind], N, R // up, I, O, dtype, channels_last)
+        return Case("modulated layer", order, name, dtype, tensors, fused=True, entry=entry, **functions)
 
     return layer, definition, theirs, shared
 
 
-def downsampling(N: int, R: int, C: int, size: int, impl: str, dtype: torch.dtype) -> Iterator[Case]:
-    """The convolution that halves the resolution in the discriminator: gradients taken once and twice."""
+# a convolution of the discriminator: of its first in a block, of its second, of its shortcut
+CONVOLUTIONS = {"same": dict(padding=1), "down": dict(padding=1, down=2), "shortcut": dict(down=2)}
+
+
+def convolution_layer(N: int, R: int, C: int, kind: str, impl: str, dtype: torch.dtype) -> Iterator[Case]:
+    """A convolution of the discriminator from C channels at R: gradients taken once and twice."""
+    arguments, size = CONVOLUTIONS[kind], 1 if kind == "shortcut" else 3
+    down = arguments.get("down", 1)
+    O, channels_last = min(2 * C, 512) if down == 2 else C, dtype != FP32
 
     def tensors(random: Random) -> Tensors:
-        image = partial(random.normal, dtype=dtype, channels_last=dtype != FP32)
-        w = random.normal(C, C, size, size, dtype=dtype) / (size * sqrt(C))
+        image = partial(random.normal, dtype=dtype, channels_last=channels_last)
+        w = random.normal(O, C, size, size, dtype=dtype) / (size * sqrt(C))
         taps = setup_filter([1, 3, 3, 1], device=random.device)
-        return {"x": image(N, C, R, R), "w": w, "taps": taps, "dy": image(N, C, R // 2, R // 2)}
+        return {"x": image(N, C, R, R), "w": w, "taps": taps, "dy": image(N, O, R // down, R // down)}
 
     def convolved(x: Tensor, w: Tensor, taps: Tensor, impl: str) -> Tensor:
-        return conv2d_resample(x, w, taps, down=2, padding=size // 2, impl=impl)
+        return conv2d_resample(x, w, taps, impl=impl, **arguments)
 
     def once(impl: str) -> Callable[..., Tensors]:
         def run(x: Tensor, w: Tensor, taps: Tensor, dy: Tensor) -> Tensors:
@@ -552,10 +730,18 @@ def downsampling(N: int, R: int, C: int, size: int, impl: str, dtype: torch.dtyp
 
         return run
 
-    layer = f"{size}x{size} down {impl} {named(N, R, C, dtype, dtype != FP32)}"
-    shared = partial(Case, "conv2d_resample", layer=layer, dtype=dtype, tensors=tensors, fused=True)
+    shared = partial(
+        Case, "conv2d_resample", layer=f"{kind} {impl} {named(N, R, C, dtype, channels_last)}", dtype=dtype,
+        tensors=tensors, fused=True, entry=_entry(kind, N, R, C, O, dtype, channels_last),
+    )  # fmt: skip
     yield shared("forward and gradients", run=once(impl), reference=once("reference"))
     yield shared("second order", run=twice(impl), reference=twice("reference"))
+
+
+def _entry(kind: str, N: int, R: int, I: int, O: int, dtype: torch.dtype, channels_last: bool) -> str:
+    """What the table of backends calls a layer whose input is R x R."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return backends.layer(kind, torch.empty(N, I, R, R, dtype=dtype, device="meta", memory_format=memory_format), O)
 
 
 def _ended(u: Tensor, d: Tensor, noise: Tensor, bias: Tensor) -> Tensor:
@@ -582,6 +768,17 @@ def _some_large(bias: Tensor) -> Tensor:
     """`bias` with every 16th channel far beyond the clamp."""
     bias[::16] = 2000
     return bias
+
+
+def _of_backends(layer: Callable[..., Iterator[Case]]) -> Case:
+    """The gradients of a layer as it runs by itself, and by each name as its candidates.
+
+    Args:
+        layer: Its cases, given `impl`.
+    """
+    names = ("fastest", "cudnn", "triton")
+    own, *named = (next(case for case in layer(impl=impl) if case.order == "forward and gradients") for impl in names)
+    return replace(own, candidates=lambda: [(Choice(own.entry, n), case.run) for n, case in zip(names[1:], named)])
 
 
 def _of_table(name: str, run: Callable[..., Tensors]) -> Iterable[tuple[Choice, Callable[..., Tensors]]]:

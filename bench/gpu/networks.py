@@ -6,11 +6,14 @@ from functools import partial
 
 import torch
 from fastdgl.losses import (
+    hinge_discriminator_loss,
+    hinge_generator_loss,
     nonsaturating_discriminator_loss,
     nonsaturating_generator_loss,
     path_lengths,
     r1_penalty,
 )
+from fastdgl.models import biggan
 from fastdgl.models.stylegan2 import Discriminator, Generator
 from fastdgl_kernels import implementation
 from torch import Tensor, nn
@@ -58,6 +61,24 @@ STEPS: dict[str, tuple[Callable[..., Gradients], str]] = {
 }
 
 
+def biggan_generator_step(G: nn.Module, D: nn.Module, z: Tensor, c: Tensor, real: Tensor) -> Gradients:
+    """The gradients of the hinge loss of BigGAN's G."""
+    return _gradients(hinge_generator_loss(D(G(z, c), c)).mean(), G)
+
+
+def biggan_discriminator_step(G: nn.Module, D: nn.Module, z: Tensor, c: Tensor, real: Tensor) -> Gradients:
+    """The gradients of the hinge loss of BigGAN's D, fakes included in the time."""
+    with torch.no_grad():
+        fake = G(z, c)
+    return _gradients(hinge_discriminator_loss(D(real, c), D(fake, c)).mean(), D)
+
+
+BIGGAN_STEPS: dict[str, tuple[Callable[..., Gradients], str]] = {
+    "BigGAN G": (biggan_generator_step, "G"),
+    "BigGAN D": (biggan_discriminator_step, "D"),
+}
+
+
 def _gradients(loss: Tensor, network: nn.Module) -> Gradients:
     # the last bias drops out of a penalty
     return torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
@@ -79,28 +100,65 @@ def inputs(N: int, resolution: int, device: torch.device) -> tuple[Tensor, Tenso
     return torch.randn(N, 512, device=device), torch.rand(N, 3, resolution, resolution, device=device) * 2 - 1
 
 
-def ready(step: str, G: nn.Module, D: nn.Module, z: Tensor, real: Tensor) -> Callable[[], Gradients]:
+def biggan_networks(ch: int, device: torch.device, resolution: int = 128, **sizes: int) -> tuple[nn.Module, nn.Module]:
+    """G and D of BigGAN in bfloat16, of 1000 classes."""
+    shared = {"c_dim": 1000, "img_resolution": resolution, "ch": ch, "init": "normal"} | sizes
+    with device:
+        return biggan.Generator(**shared).to(device).bfloat16(), biggan.Discriminator(**shared).to(device).bfloat16()
+
+
+def biggan_inputs(N: int, G: nn.Module, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """z, one-hot classes, and real images."""
+    c = torch.nn.functional.one_hot(torch.arange(N, device=device) % G.c_dim, G.c_dim).float()
+    real = torch.rand(N, 3, G.img_resolution, G.img_resolution, device=device) * 2 - 1
+    return torch.randn(N, G.z_dim, device=device), c, real
+
+
+def ready(step: str, G: nn.Module, D: nn.Module, *given: Tensor) -> Callable[[], Gradients]:
     """A step to be called again and again."""
-    run, learning = STEPS[step]
+    run, learning = (STEPS | BIGGAN_STEPS)[step]
     G.requires_grad_(learning == "G")
     D.requires_grad_(learning == "D")
-    return partial(run, G, D, z, real)
+    return partial(run, G, D, *given)
 
 
-def step_times(step: str, resolution: int, N: int, device: torch.device, with_nvidia: bool) -> dict:
-    """The times of a step by implementation and mode: "reference eager", "fastest graph", ...; or why there is none."""
+def stylegan2_times(step: str, resolution: int, N: int, device: torch.device, with_nvidia: bool) -> dict:
+    """See `step_times`."""
+
+    def made(theirs: bool = False) -> Callable[[], Gradients]:
+        types = (nvidia().Generator, nvidia().Discriminator) if theirs else (Generator, Discriminator)
+        return ready(step, *networks(*types, resolution, device), *inputs(N, resolution, device))
+
+    return step_times({"reference": made} | ({"nvidia": partial(made, theirs=True)} if with_nvidia else {}) | {"fastest": made})
+
+
+def biggan_times(step: str, ch: int, N: int, device: torch.device) -> dict:
+    """See `step_times`."""
+
+    def made() -> Callable[[], Gradients]:
+        G, D = biggan_networks(ch, device)
+        return ready(step, G, D, *biggan_inputs(N, G, device))
+
+    return step_times({"reference": made, "fastest": made})
+
+
+def step_times(made: dict[str, Callable[[], Callable[[], Gradients]]]) -> dict:
+    """The times of a step by implementation and mode: "reference eager", "fastest graph", ...; or why there is none.
+
+    Args:
+        made: By implementation, what makes the step; what has never run comes last: should it break the GPU's state,
+            the others are done.
+    """
     results = {}
-    # what has never run comes last: should it break the GPU's state, the others are done
-    for name in ("reference", "nvidia", "fastest") if with_nvidia else ("reference", "fastest"):
-        results |= {f"{name} {mode}": result for mode, result in _both_modes(name, step, resolution, N, device).items()}
+    for name, make in made.items():
+        results |= {f"{name} {mode}": result for mode, result in _both_modes(name, make).items()}
         torch.cuda.empty_cache()
     return results
 
 
-def _both_modes(name: str, step: str, resolution: int, N: int, device: torch.device) -> dict[str, dict]:
+def _both_modes(name: str, make: Callable[[], Callable[[], Gradients]]) -> dict[str, dict]:
     try:
-        types = (nvidia().Generator, nvidia().Discriminator) if name == "nvidia" else (Generator, Discriminator)
-        run = ready(step, *networks(*types, resolution, device), *inputs(N, resolution, device))
+        run = make()
     except Exception as error:
         return {mode: {"error": told(error)} for mode in ("eager", "graph")}
     chosen: AbstractContextManager = nullcontext() if name == "nvidia" else implementation(name)

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from fastdgl_kernels import bias_act, modulated_conv2d_bias_act, setup_filter, upfirdn2d
 
-from ..shapes import NETWORKS
+from ..shapes import BIGGAN_BATCH, BIGGAN_WIDTHS, NETWORKS
 from . import cases, ceilings, machine, nvidia, timing, tuning
 from .case import Case
 from .checks import check
-from .networks import STEPS, step_times
+from .networks import BIGGAN_STEPS, STEPS, biggan_times, stylegan2_times
 
 Items = dict[str, Callable[[], dict]]
 
@@ -48,7 +48,7 @@ PARTS = {
     "networks": Part("how fast is training?", 16, 90),
     "compiled": Part("is it faster than torch.compile of the reference?", 4, 60),
     "start-up": Part("what does the CPU take?", 4, 90),
-    "tuning": Part("would another tile be faster?", 6, 60),
+    "tuning": Part("would another tile be faster, or the other convolution?", 6, 60),
 }
 
 
@@ -115,11 +115,17 @@ def _timed(case: Case, device: torch.device, seed: int, with_nvidia: bool) -> di
 
 
 def _networks(device: torch.device, seed: int, with_nvidia: bool) -> Items:
-    return {
-        f"{step} {resolution} N={N}": partial(step_times, step, resolution, N, device, with_nvidia)
+    stylegan2 = {
+        f"{step} {resolution} N={N}": partial(stylegan2_times, step, resolution, N, device, with_nvidia)
         for resolution, N in NETWORKS.items()
         for step in STEPS
     }
+    biggan = {
+        f"{step} ch={ch} 128 N={BIGGAN_BATCH}": partial(biggan_times, step, ch, BIGGAN_BATCH, device)
+        for ch in BIGGAN_WIDTHS
+        for step in BIGGAN_STEPS
+    }
+    return stylegan2 | biggan
 
 
 def _tuning(device: torch.device, seed: int, with_nvidia: bool) -> Items:
@@ -127,7 +133,7 @@ def _tuning(device: torch.device, seed: int, with_nvidia: bool) -> Items:
         case.key: lambda case=case: tuning.tuned(
             case, device, seed, machine.cache_bytes(device), timing.cuda_stopwatch
         )
-        for case in cases.timed()
+        for case in (*cases.chosen(), *cases.timed())
         if case.candidates is not None and "float16 NHWC" in case.layer
     }
 

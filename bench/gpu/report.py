@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .acceptance import Verdict, rate, verdicts
 from .plan import PARTS
-from .tuning import proposal
+from .tuning import backends, proposal
 
 
 class Report:
@@ -31,10 +31,11 @@ class Report:
 
     def write(self) -> None:
         judged = verdicts(self.parts)
-        proposed = proposal(self.parts.get("tuning", {}))
-        everything = self.facts | {"verdicts": [asdict(v) for v in judged], "proposed": proposed, "parts": self.parts}
+        tuning = self.parts.get("tuning", {})
+        proposed, faster = proposal(tuning), backends(tuning)
+        everything = self.facts | {"verdicts": [asdict(v) for v in judged], "proposed": proposed, "backends": faster, "parts": self.parts}
         replace(self.folder / "results.json", json.dumps(everything, indent=1) + "\n")
-        replace(self.folder / "results.md", markdown(self.facts, self.parts, judged, proposed))
+        replace(self.folder / "results.md", markdown(self.facts, self.parts, judged, proposed, faster))
 
     @property
     def right(self) -> bool:
@@ -49,7 +50,7 @@ def replace(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def markdown(facts: dict, parts: dict[str, dict[str, dict]], judged: list[Verdict], proposed: dict) -> str:
+def markdown(facts: dict, parts: dict[str, dict[str, dict]], judged: list[Verdict], proposed: dict, faster: dict) -> str:
     """The report for people."""
     sections = [
         "# Measured on a GPU\n",
@@ -61,6 +62,7 @@ def markdown(facts: dict, parts: dict[str, dict[str, dict]], judged: list[Verdic
         *_kernels(parts),
         *_networks(parts.get("networks", {})),
         *_proposal(proposed),
+        *_backends(faster),
     ]
     return "\n".join(sections) + "\n"
 
@@ -141,6 +143,13 @@ def _proposal(proposed: dict[str, dict]) -> Iterator[str]:
         ratios = {table: min(layer["of today"] for layer in p["layers"].values()) for table, p in proposed.items()}
         rows = ((table, p["for all"], len(p["layers"]), f"{ratios[table]:.2f}") for table, p in proposed.items())
         yield from _table(("table", "best for all", "layers", "best layer, of today's time"), rows)
+
+
+def _backends(faster: dict[str, dict]) -> Iterator[str]:
+    if faster:
+        yield "\n## proposed entries of `convolution/backends.py`, for the architecture of this GPU; no table was changed\n"
+        rows = ((f'`"{entry}": "{f["name"]}",`', f"{f['of the other']:.2f}") for entry, f in faster.items())
+        yield from _table(("entry", "of the other's time"), rows)
 
 
 def _table(head: tuple[str, ...], rows) -> Iterator[str]:

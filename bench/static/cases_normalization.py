@@ -5,20 +5,16 @@ from collections.abc import Iterator
 from fastdgl_kernels.modulation.epilogue import STEPS, TILE, tile
 from fastdgl_kernels.normalization import kernel
 
+from ..shapes import BIGGAN_BATCH as N
+from ..shapes import batch_norms
 from .case import Case
-
-N = 32
-
-# resolution and channels before each block, which doubles the one and halves the other
-BLOCKS = ((8, 1536), (16, 768), (32, 384), (64, 192))
 
 
 def cases() -> Iterator[Case]:
     """All of them, for both architectures."""
     for arch in (90, 80):
-        for R, C in BLOCKS:
-            yield from _pointwise(arch, R, C, up=2)
-            yield from _pointwise(arch, 2 * R, C // 2, up=1)
+        for _, R, C, up in batch_norms():
+            yield from _pointwise(arch, R, C, up)
         # in fp32 images are channels first
         for up in (1, 2):
             yield from _pointwise(arch, 64, 192, up, bits=32)
