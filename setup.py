@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]
+
 setup(
     name="fastdgl",
     version="0.1.0",
@@ -16,8 +18,12 @@ setup(
         "train": ["deepspeed", "tensorboard"],
         # to read BigGAN-PyTorch's I128.hdf5
         "hdf5": ["h5py"],
+        # to write ONNX, and to compare what was written with PyTorch
+        "export": EXPORT,
+        # to fetch generators from the Hugging Face Hub
+        "hub": ["huggingface_hub"],
         # torch for CUDA brings triton along; the tests interpret the kernels without a GPU
-        "test": ["pytest", "pytest-benchmark", "h5py", "triton>=3.6; platform_system == 'Linux'"],
+        "test": ["pytest", "pytest-benchmark", "h5py", *EXPORT, "triton>=3.6; platform_system == 'Linux'"],
     },
     entry_points={"console_scripts": ["fastdgl = fastdgl.cli:main"]},
 )

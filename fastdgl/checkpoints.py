@@ -24,6 +24,7 @@ from . import config as configs
 from . import interop, models
 from .engines import Engine
 from .images import ImageDataset
+from .models.pretrained import CONFIG, PretrainedError, is_pretrained, read_config, read_state
 from .models.stylegan2 import MappingNetwork
 
 FORMAT = 1
@@ -33,6 +34,7 @@ CHECKPOINTS = "checkpoints"
 CHECKPOINT_NAME = "{:010d}"
 # of z whose mean w stands in for one that a file does not hold; rosinality's tools take as many
 MEAN_OF_W_SAMPLES = 4096
+WITHOUT_D = "it holds no discriminator: it draws images, and can neither teach nor be the start of a run"
 
 
 class CheckpointError(ValueError):
@@ -144,12 +146,16 @@ def write_snapshot(path: Path, states: Mapping[str, Mapping[str, Tensor]], heade
 
 
 def open_snapshot(path: str | Path) -> Snapshot:
-    """The snapshot at `path`, or the newest one in the run folder at `path`; a file of another codebase is converted in memory.
+    """The snapshot at `path`, or the newest one in the run folder at `path`.
+
+    A file of another codebase is converted in memory; a folder that `save_pretrained` wrote is a snapshot without D.
 
     Raises:
         CheckpointError: There is none, or it is neither one of ours nor of a codebase that `interop` knows.
     """
     path = Path(path)
+    if is_pretrained(path):
+        return _pretrained(path)
     # os.path, which answers where a folder on the way may not be entered
     if os.path.isdir(path) and not interop.is_foreign(path):
         snapshots = sorted(path.glob(SNAPSHOT_PATTERN))
@@ -169,18 +175,39 @@ def open_snapshot(path: str | Path) -> Snapshot:
             header = json.loads((file.metadata() or {})["fastdgl"])
         if header["format"] != FORMAT:
             raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
-        if header["family"] not in models.FAMILIES:
-            raise CheckpointError(f"{path}: holds networks of family {header['family']!r}; expected one of {', '.join(models.FAMILIES)}")
-        snapshot = Snapshot(path, header["family"], {name: header[name] for name in ("G", "D") if name in header},
-                            header["seen"], header["classes"])
-        for key in ("img_resolution", "img_channels", "c_dim"):
-            snapshot.arguments["G"][key]
-        if "D" in snapshot.arguments:
-            snapshot.minibatch_group
-        return snapshot
+        return _recognised(Snapshot(path, header["family"], {name: header[name] for name in ("G", "D") if name in header},
+                                    header["seen"], header["classes"]))
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError):
         raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "
                               f"written by fastdgl/train.py") from None
+
+
+def _recognised(snapshot: Snapshot) -> Snapshot:
+    """The snapshot, if its header says what all that use one ask for.
+
+    Raises:
+        CheckpointError: It is of another family.
+        KeyError, TypeError: Something is missing.
+    """
+    if snapshot.family not in models.FAMILIES:
+        raise CheckpointError(f"{snapshot.path}: holds networks of family {snapshot.family!r}; expected one of {', '.join(models.FAMILIES)}")
+    for key in ("img_resolution", "img_channels", "c_dim"):
+        snapshot.arguments["G"][key]
+    if "D" in snapshot.arguments:
+        snapshot.minibatch_group
+    return snapshot
+
+
+def _pretrained(folder: Path) -> Snapshot:
+    """A folder that `save_pretrained` wrote, whose one generator is G and G_ema."""
+    try:
+        family, arguments, class_names = read_config(folder)
+        state = read_state(folder)
+        return _recognised(Snapshot(folder, family, {"G": arguments}, 0, class_names, {"G": state, "G_ema": state}, [WITHOUT_D]))
+    except PretrainedError as error:
+        raise CheckpointError(str(error)) from None
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{folder}: its {CONFIG} describes no generator; expected a folder that save_pretrained wrote") from None
 
 
 def _converted(path: Path) -> Snapshot:
@@ -197,7 +224,7 @@ def _converted(path: Path) -> Snapshot:
             states[name]["mapping.w_avg"] = mean_of_w(found.arguments["G"], states[name], f"{name} in {path}")
         notes.append(f"the mean of w, to which truncation pulls, is not in the file: it is that of {MEAN_OF_W_SAMPLES} random z")
     if "D" not in found.arguments:
-        notes.append("it holds no discriminator: it draws images, and can neither teach nor be the start of a run")
+        notes.append(WITHOUT_D)
     return Snapshot(path, found.family, found.arguments, 0, None, states, notes)
 
 

@@ -19,7 +19,7 @@ ORDER = [
     "models packing",
     "guidance engines",
     "checkpoints steps samples",
-    "assembly drawing conversion warmup",
+    "assembly drawing conversion exporting warmup",
     "train cli",
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names.split()}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..latents import Latents, seeded_z
 from .batch_norm import BatchNormReLU, ConditionalBatchNormReLU, running_statistics, untracked
 from .precision import at_precision, widened
+from .pretrained import Pretrained
 from .spectral_norm import Conv2d, Embedding, Linear, NormalizedEmbedding, SpectralNorm
 
 # channels before the first block and after each, in multiples of ch (tables 4 to 9 of the paper)
@@ -97,7 +98,7 @@ class GeneratorBlock(nn.Module):
         return add_upsampled(h, self.conv_sc(x))
 
 
-class Generator(nn.Module):
+class Generator(Pretrained):
     """z and a class to an image.
 
     The dtype of the parameters is that of the convolutions: `bfloat16()` makes it a generator in 16 bits.
@@ -119,6 +120,7 @@ class Generator(nn.Module):
         ValueError: An argument is none of these.
     """
 
+    family = "biggan"
     # of the average generator, which copies the others; see `ema.update`
     averaged_buffers = ("stored_mean", "stored_var")
 
@@ -166,7 +168,7 @@ class Generator(nn.Module):
         """
         if z.ndim != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"z must be [N, {self.z_dim}], got {list(z.shape)}")
-        check_classes(c, len(z), self.c_dim)
+        check_classes(c, z.shape[0], self.c_dim)
         z, y = z.float(), self.shared(c.float())
         ys = [y] * len(self.blocks)
         if self.hier:

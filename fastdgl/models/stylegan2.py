@@ -15,6 +15,7 @@ from fastdgl_kernels import modulated_conv2d_bias_act, setup_filter, upsample2d
 from ..latents import Latents, seeded_z
 from .layers import RESAMPLE_TAPS, Conv2dLayer, FullyConnectedLayer, MinibatchStdLayer, normalize_2nd_moment
 from .precision import Fp32Buffers, at_precision
+from .pretrained import Pretrained
 
 NOISE_MODES = ("random", "const", "none")
 
@@ -168,7 +169,7 @@ class SynthesisBlock(nn.Module):
                 normal: Normal) -> tuple[Tensor, Tensor]:
         w = iter(ws.unbind(dim=1))
         if self.first:
-            x = self.const.unsqueeze(0).repeat(len(ws), 1, 1, 1)
+            x = self.const.unsqueeze(0).repeat(ws.shape[0], 1, 1, 1)
         x = at_precision(x, self.dtype)
         if not self.first:
             x = self.conv0(x, next(w), noise_mode, normal)
@@ -231,7 +232,7 @@ class SynthesisNetwork(nn.Module):
         return image
 
 
-class Generator(nn.Module):
+class Generator(Pretrained):
     """z, and a class, to an image.
 
     Args:
@@ -243,6 +244,7 @@ class Generator(nn.Module):
         conv_clamp: Bound on activations; 256 keeps 16-bit training finite, None for no bound.
     """
 
+    family = "stylegan2"
     # of the average generator, which copies all; see `ema.update`
     averaged_buffers = ()
 

@@ -282,7 +282,7 @@ def _check_noise(x: Tensor, noise: Tensor | None, size: Pair) -> None:
     if noise is None:
         return
     N, (W, H) = x.shape[0], size
-    if tuple(noise.shape) not in {(N, 1, H, W), (1, 1, H, W), (H, W)}:
+    if list(noise.shape) not in ([N, 1, H, W], [1, 1, H, W], [H, W]):
         raise ValueError(
             f"noise must have shape {(N, 1, H, W)}, {(1, 1, H, W)} or {(H, W)}, got {tuple(noise.shape)}"
         )

@@ -138,7 +138,7 @@ def _like(g: Tensor | None, t: Tensor) -> Tensor | None:
 
 def _check_factor(x: Tensor, t: Tensor, name: str) -> None:
     N, C = x.shape[:2]
-    if tuple(t.shape) not in {(C,), (N, C)}:
+    if list(t.shape) not in ([C], [N, C]):
         raise ValueError(
             f"{name} must have one entry per channel of x, or per sample and channel: "
             f"expected shape {(C,)} or {(N, C)}, got {tuple(t.shape)}"
