@@ -1,17 +1,14 @@
 """Tests of the held kernels of _launch, for a process without the interpreter: test_launch.py runs them."""
 
-import importlib
-import pkgutil
 import threading
 
-import fastdgl_kernels
 import pytest
 import torch
 import triton
 import triton.language as tl
 from fastdgl_kernels import _launch
 from fastdgl_kernels._launch import launch, specialisation
-from pretended_gpu import Driver, on_gpu
+from pretended_gpu import Driver, every_kernel, on_gpu
 from triton.runtime import _allocation
 
 
@@ -60,9 +57,7 @@ def kernels(*launches):
 
 
 def test_kernels_take_what_is_known_at_compile_time_last():
-    modules = pkgutil.walk_packages(fastdgl_kernels.__path__, "fastdgl_kernels.")
-    parts = [part for module in modules for part in vars(importlib.import_module(module.name)).values()]
-    found = {part for part in parts if isinstance(part, triton.JITFunction)}
+    found = every_kernel()
     assert len(found) > 10
     for function in found:
         known = [p.is_constexpr for p in function.params]

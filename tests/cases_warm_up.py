@@ -15,7 +15,7 @@ from fastdgl_kernels import (
     upfirdn2d,
     warm_up,
 )
-from pretended_gpu import Driver
+from pretended_gpu import Driver, every_kernel
 from torch import nn
 
 
@@ -49,15 +49,8 @@ def cache(monkeypatch, tmp_path):
 
 def forget():
     """As in a new process."""
-    from fastdgl_kernels.activation import kernel as activation
-    from fastdgl_kernels.convolution import kernel as convolution
-    from fastdgl_kernels.modulation import epilogue
-    from fastdgl_kernels.resampling import kernel as resampling
-
-    for module in (activation, convolution, epilogue, resampling):
-        for function in vars(module).values():
-            if isinstance(function, triton.JITFunction):
-                function.device_caches.clear()
+    for function in every_kernel():
+        function.device_caches.clear()
 
 
 def compiled(cache: Path) -> dict[str, int]:

@@ -1,9 +1,13 @@
 """A GPU in name only, for processes of their own: kernels are compiled for an H100, and their launches written down."""
 
+import importlib
+import pkgutil
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import fastdgl_kernels
 import torch
+import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import _allocation
@@ -74,3 +78,10 @@ class OnGPU(Tensor):
 def on_gpu(x: Tensor) -> Tensor:
     """`x` under pretence."""
     return x.as_subclass(OnGPU)
+
+
+def every_kernel() -> set[triton.JITFunction]:
+    """Of fastdgl_kernels, and what they are made of."""
+    modules = pkgutil.walk_packages(fastdgl_kernels.__path__, "fastdgl_kernels.")
+    parts = [part for module in modules for part in vars(importlib.import_module(module.name)).values()]
+    return {part for part in parts if isinstance(part, triton.JITFunction)}
