@@ -110,9 +110,6 @@ def checked() -> Iterator[Case]:
             for channels_last in (True, False):
                 yield from bias_act(*layer, dtype, channels_last)
                 yield from tail(*layer, dtype, channels_last)
-                yield from to_rgb(*layer, dtype, channels_last)
-                for up in (1, 2):
-                    yield from batch_norm(*layer, up, dtype, channels_last)
         for impl in ("cudnn", "triton"):
             for kind in KINDS:
                 yield from modulated_layer(2, 16, 64, kind, impl, dtype)
@@ -120,6 +117,9 @@ def checked() -> Iterator[Case]:
             for kind in CONVOLUTIONS:
                 yield from convolution_layer(2, 32, 64, kind, impl, dtype)
         for channels_last in (True, False):
+            yield from to_rgb(*odd, dtype, channels_last)
+            for up in (1, 2):
+                yield from batch_norm(*odd, up, dtype, channels_last)
             yield from filtered_layer(2, 36, 64, dtype, channels_last)
         for layer in (odd, (2, 33, 64)):
             for filter in (*filters(layer[1]), *long_filters(layer[1])):
@@ -145,7 +145,7 @@ def timed() -> Iterator[Case]:
         for impl in ("cudnn", "triton"):
             yield from modulated_layer(N, R, C, "same", impl, FP16)
             yield from modulated_layer(N, R, C, "up", impl, FP16)
-    for N, R, C, up in batch_norms():
+    for N, R, C, up in sorted(batch_norms(), key=lambda norm: -norm[1] ** 2 * norm[2] * norm[3] ** 2):
         yield from batch_norm(N, R, C, up, BF16)
     for largest, N in NETWORKS.items():
         for impl in ("cudnn", "triton"):
