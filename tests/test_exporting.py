@@ -1,10 +1,12 @@
 """`fastdgl export`: the same images without fastdgl, folders of the Hub, and what a wrong call gets to hear."""
 
+import errno
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -174,6 +176,19 @@ def test_a_place_that_cannot_be_written_is_named(snapshots, tmp_path, monkeypatc
     assert os.listdir(tmp_path) == ["G"] and os.listdir(tmp_path / "G") == ["mine"]
 
 
+def test_a_full_disk_leaves_the_older_file(snapshots, tmp_path, monkeypatch):
+    def fills_the_disk(path, data):
+        open(path, "w").close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "G.pt2").write_text("older")
+    monkeypatch.setattr(exporting, "pt2_file", lambda drawing: (b"program", []))
+    monkeypatch.setattr(Path, "write_bytes", fills_the_disk)
+    result = export(snapshots["stylegan2"], "pt2", tmp_path / "G.pt2")
+    assert result.exit_code == 1 and "G.pt2: cannot be written: No space left on device" in result.output
+    assert os.listdir(tmp_path) == ["G.pt2"] and (tmp_path / "G.pt2").read_text() == "older"
+
+
 def test_a_network_that_is_not_there_is_named(tmp_path):
     result = export(tmp_path / "none", "hub", tmp_path / "G")
     assert result.exit_code == 1 and "no such file" in result.output
@@ -199,6 +214,8 @@ def test_a_folder_of_the_hub_is_a_snapshot_with_the_names_of_its_classes(snapsho
     assert (snapshot.names, snapshot.class_names) == (["G", "G_ema"], NAMES)
     result = CliRunner().invoke(main, ["generate", "--network", str(tmp_path / "G"), "--class", "dog", "--seeds", "1", "--outdir", str(tmp_path)])
     assert result.exit_code == 0, result.output
+    CliRunner().invoke(main, ["convert", str(tmp_path / "G"), str(tmp_path / "G.safetensors")])
+    assert open_snapshot(tmp_path / "G.safetensors").class_names == NAMES
 
 
 def test_the_model_card_tells_what_the_network_is(snapshots, tmp_path):
