@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+# safetensors is imported where files are: what only builds networks, such as the benchmarks, goes without
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 # what config.json says besides the arguments of the network
@@ -55,6 +55,8 @@ class Pretrained(nn.Module):
         Raises:
             OSError: It cannot be written, or there is something in it.
         """
+        import safetensors.torch
+
         folder = Path(folder).absolute()
         # all of them: a default of today is another one some day
         arguments = inspect.signature(type(self).__init__).bind(self, **self.init_kwargs)
@@ -123,6 +125,8 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     Raises:
         PretrainedError: They are not there, or damaged.
     """
+    import safetensors.torch
+
     try:
         return safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, safetensors.SafetensorError) as error:
