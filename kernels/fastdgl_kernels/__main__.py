@@ -1,3 +1,6 @@
+"""python -m fastdgl_kernels: what runs here, why, and whether it is right."""
+
 from .doctor import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())
