@@ -18,8 +18,8 @@ ORDER = [
     "losses ema images journal grids latents",
     "models packing",
     "guidance engines",
-    "checkpoints steps samples",
-    "assembly drawing conversion exporting warmup",
+    "checkpoints steps samples fidelity",
+    "assembly drawing conversion evaluation exporting warmup",
     "train cli",
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names.split()}
