@@ -123,6 +123,45 @@ def test_without_labels_has_no_classes(tmp_path, kind):
 
 
 @every_kind
+def test_a_fingerprint_is_that_of_the_content(tmp_path, kind):
+    (tmp_path / "copy").mkdir()
+    path, copy = (make(kind, folder)[0] for folder in (tmp_path, tmp_path / "copy"))
+    fingerprint = ImageDataset(path).source.fingerprint()
+    assert len(fingerprint) == 64
+    assert ImageDataset(copy).source.fingerprint() == fingerprint
+    change_a_pixel(copy)
+    assert ImageDataset(copy).source.fingerprint() != fingerprint
+
+
+def change_a_pixel(path: Path) -> None:
+    """Of the last image."""
+    if path.suffix == ".hdf5":
+        import h5py
+
+        with h5py.File(path, "r+") as file:
+            file["imgs"][-1, 0, 0, 0] ^= 1
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        entries["dog/a.png"] = with_another_pixel(entries["dog/a.png"])
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in entries.items():
+                archive.writestr(name, data)
+    elif (path / "data_batch_2.bin").exists():
+        data = bytearray((path / "data_batch_2.bin").read_bytes())
+        data[-1] ^= 1
+        (path / "data_batch_2.bin").write_bytes(data)
+    else:
+        (path / "dog" / "a.png").write_bytes(with_another_pixel((path / "dog" / "a.png").read_bytes()))
+
+
+def with_another_pixel(data: bytes) -> bytes:
+    pixels = np.array(Image.open(io.BytesIO(data))).transpose(2, 0, 1)
+    pixels[0, 0, 0] ^= 1
+    return png(pixels)
+
+
+@every_kind
 def test_only_the_first_image_is_read_when_it_is_opened(tmp_path, kind, monkeypatch):
     path, _, _, _ = make(kind, tmp_path)
     source = type(ImageDataset(path).source)

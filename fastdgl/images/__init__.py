@@ -9,4 +9,4 @@ from .decoding import decode as decode, is_power_of_two as is_power_of_two, open
 from .errors import DatasetError as DatasetError, LabelsMissing as LabelsMissing, cause as cause
 from .files import SUFFIXES as SUFFIXES
 from .sources import Source as Source, dataset_path as dataset_path, open_source as open_source
-from .stream import stream as stream
+from .stream import batches as batches, stream as stream

@@ -3,13 +3,14 @@
 Source: Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images", and the page of the dataset.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from .errors import DatasetError, cause
-from .files import PerProcess
+from .files import PerProcess, fingerprint_of_file
 from .labels import Labels, class_labels
 
 BATCHES = "data_batch_*.bin"
@@ -48,6 +49,9 @@ class Cifar10:
         file, record = self._place(i)
         pixels = self._records[file]()[record, 1:].reshape(CHANNELS, SIZE, SIZE)
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(map(fingerprint_of_file, self._files)).encode()).hexdigest()
 
     def labels(self) -> Labels:
         values = np.concatenate([records()[:, 0] for records in self._records])

@@ -1,5 +1,6 @@
 """Files below a folder or in a zip, by name. What is in them is not looked at here."""
 
+import hashlib
 import os
 import struct
 import zipfile
@@ -55,6 +56,11 @@ class Folder:
         except OSError as error:
             raise DatasetError(f"cannot be read ({cause(error)})") from error
 
+    def checksum(self, name: str) -> tuple[int, int]:
+        """Bytes of a file, and their CRC-32."""
+        data = self.read(name)
+        return len(data), zlib.crc32(data)
+
     def _names_below(self) -> Iterator[str]:
         for folder, _, names in os.walk(self.path, onerror=_refuse_folder, followlinks=True):
             below = Path(folder).relative_to(self.path)
@@ -90,6 +96,28 @@ class Archive:
         # RuntimeError: encrypted, or compressed in a way Python does not know
         except (OSError, EOFError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
             raise DatasetError(f"cannot be read ({cause(error)})") from error
+
+    def checksum(self, name: str) -> tuple[int, int]:
+        """Bytes of a file, and their CRC-32, as the zip lists them."""
+        entry = self._open().getinfo(name)
+        return entry.file_size, entry.CRC
+
+
+def sha256_of_file(path: Path) -> str:
+    """The checksum of a file, in hex; OSError where it cannot be read."""
+    checksum = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(2**20):
+            checksum.update(data)
+    return checksum.hexdigest()
+
+
+def fingerprint_of_file(path: Path) -> str:
+    """The checksum of a file that holds images; a DatasetError where it cannot be read."""
+    try:
+        return sha256_of_file(path)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({cause(error)})") from error
 
 
 def is_hidden(name: str) -> bool:

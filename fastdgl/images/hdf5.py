@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import DatasetError, LabelsMissing, cause
-from .files import PerProcess
+from .files import PerProcess, fingerprint_of_file
 from .labels import Labels, class_labels
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -47,6 +47,9 @@ class Hdf5:
         except OSError as error:
             raise DatasetError(f"cannot be read ({cause(error)})") from error
         return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+    def fingerprint(self) -> str:
+        return fingerprint_of_file(self.path)
 
     def labels(self) -> Labels:
         labels = self._dataset("labels")

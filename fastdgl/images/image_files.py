@@ -1,10 +1,12 @@
 """Images as files in a folder or zip: NVIDIA's format with its `dataset.json`, or a folder for each class."""
 
+import hashlib
 from pathlib import Path
 
 from PIL import Image
 
 from .decoding import open_image
+from .errors import DatasetError
 from .files import Archive, Folder, is_hidden, is_image
 from .labels import Labels, labels_of_files
 
@@ -33,6 +35,17 @@ class ImageFiles:
 
     def image(self, i: int) -> Image.Image:
         return open_image(self.files.read(self.image_names[i]))
+
+    def fingerprint(self) -> str:
+        """By names, lengths and CRC-32: a folder and its zip have the same."""
+        checksum = hashlib.sha256()
+        for name in self.image_names:
+            try:
+                size, crc = self.files.checksum(name)
+            except DatasetError as error:
+                raise DatasetError(f"{name} in {self.path} {error}") from error
+            checksum.update(f"{name} {size} {crc}\n".encode())
+        return checksum.hexdigest()
 
     def labels(self) -> Labels:
         return labels_of_files(self.files, self.image_names)

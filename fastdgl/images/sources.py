@@ -32,6 +32,9 @@ class Source(Protocol):
     def image(self, i: int) -> Image.Image:
         """Image `i`, its pixels perhaps not yet decoded; a DatasetError says what is wrong with it, but not its name."""
 
+    def fingerprint(self) -> str:
+        """A checksum of the images and their order, in hex; a DatasetError says what cannot be read."""
+
     def labels(self) -> Labels:
         """The labels of all images, or a DatasetError."""
 

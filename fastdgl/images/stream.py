@@ -1,7 +1,7 @@
 """The images of a dataset as batches without end, in an order that is a function of the position alone."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -44,10 +44,19 @@ def stream(
         raise ValueError(f"rank must be from 0 to {world_size - 1}, got {rank}")
     if seed < 0 or start < 0:
         raise ValueError(f"seed and start must not be negative, got {seed} and {start}")
-    return _batches(dataset, _index_batches(len(dataset), batch, seed, rank, world_size, start), workers, torch.device(device))
+    indices = _index_batches(len(dataset), batch, seed, rank, world_size, start)
+    return ((pixels.to(torch.float32) / 127.5 - 1, labels) for pixels, labels in batches(dataset, indices, workers, torch.device(device)))
 
 
-def _batches(dataset, index_batches, workers, device) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(dataset: ImageDataset, index_batches: Iterable[list[int]], workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of each list of indices, as they were recorded.
+
+    Args:
+        workers: Processes that decode; 0 decodes in this one.
+
+    Returns:
+        An iterator over images, `uint8 [N, C, H, W]`, and labels, `float32 [N, label_dim]`, both on `device`. Closing it ends the workers.
+    """
     loader = torch.utils.data.DataLoader(
         _Batches(dataset),
         sampler=index_batches,
@@ -61,7 +70,7 @@ def _batches(dataset, index_batches, workers, device) -> Iterator[tuple[Tensor, 
         if isinstance(loaded, DatasetError):
             raise loaded
         pixels, labels = (x.to(device, non_blocking=True) for x in loaded)
-        yield pixels.to(torch.float32) / 127.5 - 1, labels
+        yield pixels, labels
 
 
 class _Batches(torch.utils.data.Dataset):
