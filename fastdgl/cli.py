@@ -1,10 +1,11 @@
-"""The commands around training, gathered: `fastdgl dataset`, `generate`, `convert`, `export`. Training itself is train.py."""
+"""The commands around training, gathered: `fastdgl dataset`, `generate`, `convert`, `evaluate`, `export`. Training itself is train.py."""
 
 import click
 
 from . import __version__
 from .conversion import convert_command
 from .drawing import generate_command
+from .evaluation import evaluate_command
 from .exporting import export_command
 from .packing import dataset_command
 
@@ -18,4 +19,5 @@ def main() -> None:
 main.add_command(dataset_command)
 main.add_command(generate_command)
 main.add_command(convert_command)
+main.add_command(evaluate_command)
 main.add_command(export_command)

@@ -26,9 +26,13 @@ def to_uint8(images: Tensor) -> np.ndarray:
     Returns:
         `[N, H, W, C]`, uint8, contiguous.
     """
+    return to_levels(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """The same bytes as a tensor where the images are, `[N, C, H, W]`, uint8."""
     # fp16 has steps of 1/8 at 255, bf16 steps of 1: widened first, or truncation falls on the wrong side
-    levels = images.detach().float().mul(127.5).add(128).clamp(0, 255)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return images.detach().float().mul(127.5).add(128).clamp(0, 255).to(torch.uint8)
 
 
 def save_image(path: Path | str, image: np.ndarray) -> None:

@@ -270,13 +270,15 @@ class Generator(Pretrained):
         """The z of a seed, `[1, z_dim]`; truncation is of w, and does not change it."""
         return seeded_z(seed, self.z_dim)
 
-    def sample_images(self, z: Tensor, c: Tensor, truncation: float | None = None, noise_mode: str = "const") -> Tensor:
+    def sample_images(self, z: Tensor, c: Tensor, truncation: float | None = None, noise_mode: str = "const",
+                      normal: Normal = torch.randn) -> Tensor:
         """Images as they are looked at, `[N, img_channels, R, R]`: with constant noise.
 
         Args:
             truncation: psi: 1 or None leaves w alone, 0 is the mean image.
+            normal: Draws the noise if it is random.
         """
-        return self(z, c, truncation_psi=1.0 if truncation is None else truncation, noise_mode=noise_mode)
+        return self(z, c, truncation_psi=1.0 if truncation is None else truncation, noise_mode=noise_mode, normal=normal)
 
     def training_ws(self, latents: Latents, c: Tensor, style_mixing: float, track: bool = False) -> Tensor:
         """Latents `[N, num_ws, w_dim]` of classes `c`, of which the later layers may take those of a second z."""

@@ -1,0 +1,355 @@
+"""`fastdgl evaluate`: what the metrics are computed of, what is kept and found again, on one rank and on two."""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from numerics import normal
+from PIL import Image
+from ranks import free_port
+from tiny_networks import BIGGAN, STYLEGAN2, save
+from torch import nn
+
+from fastdgl import checkpoints
+from fastdgl.cli import main
+from fastdgl.engines import Run, end_run, start_run
+from fastdgl.fidelity.cache import CacheError, real_features
+from fastdgl.fidelity.detectors import DetectorError, TorchScriptDetector
+from fastdgl.fidelity.features import collect, fake_images, shares
+from fastdgl.fidelity.frechet_distance import frechet_distance
+from fastdgl.fidelity.inception_score import inception_score
+from fastdgl.fidelity.kernel_distance import kernel_distance
+from fastdgl.fidelity.metrics import METRICS, evaluate, name_of
+from fastdgl.fidelity.moments import Moments
+from fastdgl.fidelity.precision_recall import precision_recall
+from fastdgl.grids import to_uint8
+from fastdgl.images import ImageDataset
+from fastdgl.images.files import sha256_of_file
+
+CPU = torch.device("cpu")
+ALONE = Run(0, 1, CPU)
+NUM, REAL = 14, 23
+FEATURES = 5
+
+
+class Seer(nn.Module):
+    """Sees colours at three places, with the keywords of NVIDIA's Inception."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", normal(FEATURES, 9).float())
+
+    def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
+        x = img.float() / 255
+        x = torch.cat([x[:, :, 2, 3], x[:, :, 7, 1], x.mean([2, 3])], dim=1) @ self.weight.T
+        return x if return_features else torch.softmax(x if no_output_bias else x + 1000 * self.weight[:, 0], dim=1)
+
+
+class Blind(nn.Module):
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        return img.float().mean([1, 2, 3])
+
+
+class Averager(nn.Module):
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        return img.float().mean([2, 3])
+
+
+class Divider(nn.Module):
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        return img.float().mean([2, 3]) / 0
+
+
+class Picky(nn.Module):
+    def forward(self, img: torch.Tensor) -> torch.Tensor:
+        assert img.shape[2] == 299, "takes 299x299"
+        return img.float().mean([2, 3])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Detectors, networks and real images, which no test changes."""
+    folder = tmp_path_factory.mktemp("files")
+    for module in (Seer(), Blind(), Averager(), Divider(), Picky()):
+        torch.jit.script(module).save(folder / f"{type(module).__name__.lower()}.pt")
+    save(folder / "stylegan2" / "network-snapshot-000001.safetensors", STYLEGAN2, 0, None)
+    save(folder / "biggan" / "network-snapshot-000001.safetensors", BIGGAN, 3, None)
+    write_images(folder / "rgb16", 16, 3)
+    write_images(folder / "rgb32", 32, 3, classes=[0, 2, 2])
+    write_images(folder / "grey32", 32, 1)
+    (folder / "text.pt").write_text("no module")
+    return folder
+
+
+def write_images(folder, resolution, channels, classes=None):
+    folder.mkdir()
+    random = np.random.RandomState(1)
+    for i in range(REAL):
+        pixels = random.randint(256, size=[resolution, resolution, 3] if channels == 3 else [resolution, resolution])
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:04d}.png")
+    if classes:
+        labels = [[f"{i:04d}.png", classes[i % len(classes)]] for i in range(REAL)]
+        (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+
+
+def call(files, tmp_path, *arguments, network="stylegan2", data="rgb16", detector="seer.pt"):
+    return CliRunner().invoke(main, ["evaluate", "--network", str(files / network), "--data", str(files / data), "--detector",
+                                     str(files / detector), "--fakes", str(NUM), "--batch", "5", "--workers", "0",
+                                     "--cache", str(tmp_path / "cache"), "--outdir", str(tmp_path / "out"), *map(str, arguments)])
+
+
+def line_of(folder, name):
+    lines = (folder / f"metric-{name}.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])
+
+
+@torch.no_grad()
+def seen(images, **keyword):
+    """What the detector sees in all images at once, `uint8 [N, H, W, C]`."""
+    return Seer()(torch.from_numpy(images).permute(0, 3, 1, 2), **keyword)
+
+
+@pytest.mark.parametrize(("network", "data"), [("stylegan2", "rgb16"), ("biggan", "rgb32")])
+@torch.no_grad()
+def test_metrics_are_those_of_the_images_of_the_seeds(files, tmp_path, network, data):
+    result = call(files, tmp_path, "--metrics", ",".join(METRICS), network=network, data=data)
+    assert result.exit_code == 0, result.output
+    dataset = ImageDataset(files / data, labels=network == "biggan")
+    real = np.stack([dataset[i][0].transpose(1, 2, 0) for i in range(REAL)])
+    G = checkpoints.open_snapshot(files / network).network("G_ema")
+    z = torch.cat([G.sample_z(seed) for seed in range(NUM)])
+    c = torch.from_numpy(np.stack([dataset.label(i) for i in np.random.RandomState(0).randint(REAL, size=NUM)]))
+    fake = to_uint8(G.sample_images(z, c))
+    x, y, p = seen(real, return_features=True), seen(fake, return_features=True), seen(fake, no_output_bias=True)
+    # a sum in another order may take one level to the next
+    close = {"rel": 1e-3, "abs": 1e-5}
+    results = {name: line_of(tmp_path / "out", name_of(name, NUM))["results"] for name in METRICS}
+    assert results["fid50k_full"] == {"fid0.014k_full": pytest.approx(frechet_distance(Moments.of(x), Moments.of(y)), **close)}
+    assert results["kid50k_full"] == {"kid0.014k_full": pytest.approx(kernel_distance(x, y), **close)}
+    assert list(results["pr50k3_full"].values()) == pytest.approx(precision_recall(x, y), **close)
+    assert list(results["is50k"].values()) == pytest.approx(inception_score(p), **close)
+    assert sorted(results["pr50k3_full"]) == ["pr0.014k3_full_precision", "pr0.014k3_full_recall"]
+    assert sorted(results["dc50k5_full"]) == ["dc0.014k5_full_coverage", "dc0.014k5_full_density"]
+
+
+def test_a_line_says_how_its_number_came_about(files, tmp_path):
+    for _ in range(2):
+        result = call(files, tmp_path, "--metrics", "fid50k_full,is50k")
+        assert result.exit_code == 0, result.output
+    lines = (tmp_path / "out" / "metric-fid0.014k_full.jsonl").read_text().splitlines()
+    first, line = map(json.loads, lines)
+    assert list(line)[:7] == ["results", "metric", "total_time", "total_time_str", "num_gpus", "snapshot_pkl", "timestamp"]
+    assert line["results"] == first["results"] and line["metric"] == "fid0.014k_full"
+    assert line["snapshot_pkl"] == "network-snapshot-000001.safetensors" and line["num_gpus"] == 1
+    assert line["detector"] == "seer.pt" and line["detector_sha256"] == sha256_of_file(files / "seer.pt")
+    assert (line["num_real"], line["num_fake"], line["resizing"]) == (REAL, NUM, "none before the detector")
+    assert line_of(tmp_path / "out", "is0.014k")["num_real"] == 0
+    assert f"fid0.014k_full {line['results']['fid0.014k_full']:.6g}" in result.stdout
+
+
+def test_lines_go_beside_the_network_by_default(files, tmp_path):
+    save(tmp_path / "run" / "network-snapshot-000001.safetensors", STYLEGAN2, 0, None)
+    arguments = ["--network", tmp_path / "run", "--data", files / "rgb16", "--detector", files / "averager.pt", "--fakes", 4,
+                 "--cache", tmp_path, "--workers", 0]
+    result = CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "metric-fid0.004k_full.jsonl").exists()
+
+
+@pytest.mark.parametrize(("num", "name"), [(50_000, "fid50k_full"), (1000, "fid1k_full"), (1500, "fid1.5k_full"), (10_050, "fid10.05k_full")])
+def test_a_name_says_how_many_fakes(num, name):
+    assert name_of("fid50k_full", num) == name
+
+
+@torch.no_grad()
+def test_random_noise_belongs_to_the_seed(files):
+    G = checkpoints.open_snapshot(files / "stylegan2").network("G_ema")
+    nn.init.constant_(G.synthesis.b8.conv1.noise_strength, 1)
+    dataset = ImageDataset(files / "rgb16")
+    in_threes, in_fives = (torch.cat([images for images, _ in fake_images(G, dataset, 7, ALONE, batch)]).int() for batch in (3, 5))
+    assert (in_threes - in_fives).abs().max() <= 1
+    fixed = torch.from_numpy(to_uint8(G.sample_images(torch.cat([G.sample_z(i) for i in range(7)]), torch.zeros(7, 0)))).permute(0, 3, 1, 2)
+    assert (in_threes - fixed).abs().max() > 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_share_each_batch_evenly(ranks):
+    of_ranks = [list(shares(11, 2, Run(rank, ranks, CPU))) for rank in range(ranks)]
+    images = []
+    for batch in zip(*of_ranks, strict=True):
+        assert len({len(indices) for indices, _ in batch}) == 1
+        in_order = [i for together in zip(*(indices for indices, _ in batch)) for i in together]
+        images += in_order[:batch[0][1]]
+    assert images == list(range(11))
+
+
+def evaluation(folder, out, run):
+    """All metrics as text, exactly as they are."""
+    snapshot, cache = checkpoints.open_snapshot(folder / "biggan"), out / f"cache{run.world_size}"
+    cache.mkdir(exist_ok=True)
+    dataset, detector = ImageDataset(folder / "rgb32", labels=True), TorchScriptDetector(folder / "seer.pt", CPU)
+    found = evaluate(list(METRICS), snapshot.averaged_generator(CPU), dataset, detector, run, num=NUM, cache=cache, batch=4 // run.world_size, workers=0)
+    return {key: value for _, results, _ in found for key, value in results.items()}
+
+
+def evaluate_on_two(rank, port, folder, out):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    results = evaluation(folder, out, start_run())
+    (out / f"{rank}.json").write_text(json.dumps(results))
+    end_run()
+
+
+def test_two_ranks_find_what_one_finds(files, tmp_path):
+    torch.multiprocessing.spawn(evaluate_on_two, (free_port(), files, tmp_path), nprocs=2)
+    on_first, on_second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    start_run()
+    alone = evaluation(files, tmp_path, ALONE)
+    end_run()
+    assert on_first == on_second
+    # a sum in another order may take one level to the next
+    assert on_first == pytest.approx(alone, rel=1e-3, abs=1e-5)
+
+
+class Counter:
+    """A detector that counts the images it is shown."""
+
+    name = "counter"
+
+    def __init__(self, sha256="0" * 64):
+        self.sha256, self.shown = sha256, 0
+
+    def features(self, images):
+        self.shown += len(images)
+        return images.float().mean(dim=[2, 3])
+
+    def probabilities(self, images):
+        raise AssertionError("nobody asked")
+
+
+@pytest.fixture
+def joined():
+    start_run()
+    yield
+    end_run()
+
+
+def look(data, cache, detector=None, parts=("moments", "bank")):
+    """Features of the real images, and how many were looked at for them."""
+    detector = detector or Counter()
+    found = real_features(ImageDataset(data), detector, parts, ALONE, cache, 5, 0)
+    return found, detector.shown
+
+
+def test_features_of_real_images_are_kept(joined, files, tmp_path):
+    first, shown = look(files / "rgb16", tmp_path)
+    assert shown == REAL and first.moments.count == len(first.bank) == REAL
+    again, shown = look(files / "rgb16", tmp_path)
+    assert shown == 0
+    assert torch.equal(again.bank, first.bank) and torch.equal(again.moments.mean, first.moments.mean)
+    assert torch.equal(again.moments.scatter, first.moments.scatter) and again.moments.count == REAL
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".safetensors"] * 2
+
+
+def test_what_is_missing_alone_is_looked_at(joined, files, tmp_path):
+    look(files / "rgb16", tmp_path, parts=["moments"])
+    found, shown = look(files / "rgb16", tmp_path)
+    assert shown == REAL and found.moments.count == len(found.bank) == REAL
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+
+
+def test_images_are_known_by_their_content(joined, files, tmp_path):
+    (tmp_path / "cache").mkdir()
+    look(files / "rgb16", tmp_path / "cache")
+    # of the same name, which is part of the name of the kept file
+    zipped(files / "rgb16", tmp_path / "rgb16.zip")
+    assert look(tmp_path / "rgb16.zip", tmp_path / "cache")[1] == 0
+    assert look(files / "rgb16", tmp_path / "cache", Counter("1" * 64))[1] == REAL
+    changed = tmp_path / "rgb16"
+    with zipfile.ZipFile(tmp_path / "rgb16.zip") as archive:
+        archive.extractall(changed)
+    pixels = np.array(Image.open(changed / "0003.png"))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(changed / "0003.png")
+    assert look(changed, tmp_path / "cache")[1] == REAL
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b""], ids=["short", "empty"])
+def test_a_damaged_file_is_named(joined, files, tmp_path, damage):
+    look(files / "rgb16", tmp_path, parts=["moments"])
+    path, = tmp_path.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CacheError, match=f"{path.name} is damaged.*remove it"):
+        look(files / "rgb16", tmp_path, parts=["moments"])
+
+
+def test_a_file_of_other_images_under_this_name_is_refused(joined, files, tmp_path):
+    look(files / "rgb16", tmp_path, parts=["moments"])
+    path, = tmp_path.iterdir()
+    look(files / "rgb16", tmp_path, Counter("1" * 64), parts=["moments"])
+    other, = set(tmp_path.iterdir()) - {path}
+    os.replace(other, path)
+    with pytest.raises(CacheError, match=f"{path.name} is damaged"):
+        look(files / "rgb16", tmp_path, parts=["moments"])
+
+
+def test_evenly_spaced_images_are_banked_of_many(files, monkeypatch):
+    monkeypatch.setattr("fastdgl.fidelity.features.MAX_BANK", 4)
+    images = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1)
+    found = collect(((part, len(part)) for part in images.split(3)), 10, Counter(), ["moments", "bank"], ALONE, "images")
+    assert found.bank.flatten().tolist() == [0, 2, 5, 7]
+    assert found.moments.count == 10 and float(found.moments.mean) == pytest.approx(4.5)
+
+
+@torch.no_grad()
+def test_grey_images_are_seen_in_three_channels(files):
+    grey = torch.arange(2 * 16 * 16).reshape(2, 1, 16, 16).to(torch.uint8)
+    detector = TorchScriptDetector(files / "seer.pt", CPU)
+    assert torch.equal(detector.features(grey), detector.features(grey.repeat(1, 3, 1, 1)))
+
+
+@pytest.mark.parametrize(("arguments", "options", "sentence"), [
+    pytest.param([], {"detector": "none.pt"}, "none.pt cannot be read (No such file or directory): expected a TorchScript file", id="no-detector"),
+    pytest.param([], {"detector": "text.pt"}, "text.pt is no TorchScript file", id="no-torchscript"),
+    pytest.param(["--sha256", "0" * 64], {}, "expected 000000", id="another-detector"),
+    pytest.param([], {"detector": "blind.pt"}, "returns torch.float32 [5] for 5 images: expected floating-point numbers [5, d]", id="no-features"),
+    pytest.param([], {"detector": "divider.pt"}, "returns numbers that are infinite or NaN", id="infinite"),
+    pytest.param([], {"detector": "picky.pt"}, "fails on images [5, 3, 16, 16] of type uint8: ", id="fails"),
+    pytest.param(["--metrics", "is50k"], {"detector": "averager.pt"}, "returns no probabilities of classes", id="no-probabilities"),
+    pytest.param(["--metrics", "fid50k_full,fid"], {}, "there is no metric 'fid'; expected some of fid50k_full, kid50k_full", id="unknown-metric"),
+    pytest.param(["--metrics", "pr50k3_full", "--fakes", 3], {}, "pr50k3_full needs at least 4 fakes, got 3", id="too-few-fakes"),
+    pytest.param(["--fakes", 0], {}, "0 is not in the range x>=1", id="no-fakes"),
+    pytest.param([], {"data": "rgb32"}, "was trained with resolution 16, this run has 32", id="other-resolution"),
+    pytest.param([], {"data": "grey32", "network": "biggan"}, "labels were asked for", id="no-labels"),
+    pytest.param([], {"data": "nothing"}, "nothing does not exist", id="no-data"),
+    pytest.param([], {"network": "nothing"}, "nothing: no such file", id="no-network"),
+    pytest.param(["--outdir", __file__], {}, "cannot be written to: File exists; choose another folder by --outdir", id="outdir-is-a-file"),
+    pytest.param(["--cache", __file__], {}, "cannot be written to: File exists; choose another folder by --cache", id="cache-is-a-file"),
+])
+def test_a_wrong_call_is_refused_in_a_sentence(files, tmp_path, arguments, options, sentence):
+    result = call(files, tmp_path, *arguments, **options)
+    assert result.exit_code != 0 and sentence in result.output and "Traceback" not in result.output, result.output
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_too_few_real_images_are_refused(joined, files, tmp_path):
+    (tmp_path / "few").mkdir()
+    for i in range(3):
+        Image.open(files / "rgb16" / f"{i:04d}.png").save(tmp_path / "few" / f"{i}.png")
+    G = checkpoints.open_snapshot(files / "stylegan2").network("G_ema")
+    with pytest.raises(ValueError, match="dc50k5_full needs at least 6 real images, got 3"):
+        list(evaluate(["dc50k5_full"], G, ImageDataset(tmp_path / "few"), Counter(), ALONE, num=10, cache=tmp_path, batch=2, workers=0))
+
+
+def test_another_checksum_is_refused(files):
+    with pytest.raises(DetectorError, match=sha256_of_file(files / "seer.pt")):
+        TorchScriptDetector(files / "seer.pt", CPU, "0" * 64)
