@@ -215,7 +215,9 @@ def test_a_folder_of_the_hub_is_a_snapshot_with_the_names_of_its_classes(snapsho
     result = CliRunner().invoke(main, ["generate", "--network", str(tmp_path / "G"), "--class", "dog", "--seeds", "1", "--outdir", str(tmp_path)])
     assert result.exit_code == 0, result.output
     CliRunner().invoke(main, ["convert", str(tmp_path / "G"), str(tmp_path / "G.safetensors")])
-    assert open_snapshot(tmp_path / "G.safetensors").class_names == NAMES
+    back, there = open_snapshot(tmp_path / "G.safetensors"), open_snapshot(snapshots["stylegan2-classes"])
+    assert back.class_names == NAMES and back.state_dict("G_ema").keys() == there.state_dict("G_ema").keys()
+    assert all(torch.equal(value, back.state_dict("G_ema")[key]) for key, value in there.state_dict("G_ema").items())
 
 
 def test_the_model_card_tells_what_the_network_is(snapshots, tmp_path):
@@ -250,6 +252,25 @@ def test_a_repository_is_fetched_from_the_hub(snapshots, tmp_path, monkeypatch):
     G = biggan.Generator.from_pretrained("someone/digits")
     assert asked == [("someone/digits", ["config.json", "model.safetensors"])]
     assert torch.equal(G.linear.weight, load_generator(tmp_path / "G").linear.weight)
+
+
+def test_a_repository_that_cannot_be_fetched_is_named(monkeypatch):
+    def snapshot_download(repository, allow_patterns):
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    with pytest.raises(PretrainedError, match="^someone/digits: cannot be fetched from the Hugging Face Hub: no network$"):
+        biggan.Generator.from_pretrained("someone/digits")
+
+
+def test_a_precision_that_is_none_is_refused(snapshots, tmp_path):
+    export(snapshots["stylegan2"], "hub", tmp_path / "G")
+    config = json.loads((tmp_path / "G" / "config.json").read_text())
+    (tmp_path / "G" / "config.json").write_text(json.dumps(config | {"low_precision": "load"}))
+    with pytest.raises(PretrainedError, match="low_precision: 'load' is no dtype of PyTorch's"):
+        stylegan2.Generator.from_pretrained(tmp_path / "G")
+    with pytest.raises(CheckpointError, match="low_precision: 'load' is no dtype of PyTorch's"):
+        open_snapshot(tmp_path / "G").network("G_ema")
 
 
 def test_without_huggingface_hub_a_repository_asks_for_it(monkeypatch):

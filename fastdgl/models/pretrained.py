@@ -27,7 +27,10 @@ def build(network: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     """The network of these arguments; `low_precision` is spelled as in a config, e.g. "bfloat16"."""
     arguments = dict(arguments)
     if "low_precision" in arguments:
-        arguments["low_precision"] = getattr(torch, arguments["low_precision"])
+        name = arguments["low_precision"]
+        arguments["low_precision"] = getattr(torch, name, None)
+        if not isinstance(arguments["low_precision"], torch.dtype):
+            raise ValueError(f"low_precision: {name!r} is no dtype of PyTorch's")
     return network(**arguments)
 
 
@@ -137,7 +140,7 @@ def fetched(repository: str) -> Path:
     """Where a repository of the Hub lies on this machine once it is fetched.
 
     Raises:
-        PretrainedError: It is no name of a repository, or huggingface_hub is not installed.
+        PretrainedError: It is no name of a repository, huggingface_hub is not installed, or it cannot be fetched.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise PretrainedError(f"{repository}: no such folder, and no repository of the Hugging Face Hub, whose names are user/name")
@@ -146,7 +149,11 @@ def fetched(repository: str) -> Path:
     except ImportError:
         raise PretrainedError(f"{repository}: no such folder, and to fetch it from the Hugging Face Hub huggingface_hub is needed, "
                               'which is not installed: pip install -c constraints.txt -e ".[hub]"') from None
-    return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[CONFIG, WEIGHTS]))
+    # all that huggingface_hub raises: of the network, of names, of what is not there
+    except (OSError, ValueError) as error:
+        raise PretrainedError(f"{repository}: cannot be fetched from the Hugging Face Hub: {' '.join(str(error).split())[:200]}") from None
 
 
 def model_card(G: Pretrained, class_names: Sequence[str] | None) -> str:
