@@ -137,12 +137,13 @@ def write_snapshot(path: Path, states: Mapping[str, Mapping[str, Tensor]], heade
     tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous() for name, state in states.items() for key, value in state.items()}
     temporary = path.with_name(path.name + ".tmp")
     try:
-        safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps({"format": FORMAT, **header})})
-        os.replace(temporary, path)
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps({"format": FORMAT, **header})})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def open_snapshot(path: str | Path) -> Snapshot:

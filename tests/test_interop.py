@@ -1,8 +1,9 @@
 """Checkpoints of other codebases: the same images and logits, the way there and back, and what is refused."""
 
 import argparse
-import copy
 import json
+import os
+import pickle
 import random
 import re
 import struct
@@ -205,6 +206,15 @@ def test_a_student_as_narrow_as_its_constant_goes_there_and_back(tmp_path):
     assert back.state_dict("D").keys() == there.state_dict("D").keys()
 
 
+def test_a_checkpoint_of_rosinalitys_goes_there_and_back(rosinality_golden, tmp_path):
+    for source, destination in ((rosinality_golden.path, "b.safetensors"), (tmp_path / "b.safetensors", "c.pt")):
+        result = convert(source, tmp_path / destination)
+        assert result.exit_code == 0, result.output
+    found = torch.load(tmp_path / "c.pt", weights_only=True)
+    for name, expected in (("g", rosinality_golden.G), ("d", rosinality_golden.D), ("g_ema", rosinality_golden.G)):
+        assert found[name].keys() == expected.keys() and all(torch.equal(found[name][key], value) for key, value in expected.items())
+
+
 def test_a_pickle_of_nvidias_becomes_a_snapshot(nvidia, tmp_path):
     result = convert(nvidia.path, tmp_path / "b.safetensors")
     assert result.exit_code == 0 and "note: left out, since fastdgl has no use for it: augment_pipe, training_set_kwargs" in result.output
@@ -335,6 +345,12 @@ def test_networks_of_another_kind_are_refused(tmp_path, data, said):
     assert said in refused(tmp_path / "a.pt")
 
 
+def test_data_within_data_is_refused_where_it_is_too_deep_to_be_named(tmp_path):
+    # a dict whose one key is a tuple, in a tuple, in a tuple ...
+    (tmp_path / "a.pt").write_bytes(b"\x80\x04})" + b"\x85" * 5000 + b"K\x01s.")
+    assert refused(tmp_path / "a.pt").endswith("holds data within data, too deep to be networks")
+
+
 ANYTHING = [None, [], {}, "x", 5, -1, 0, 1e9, True, torch.zeros(()), torch.zeros(0), torch.zeros(3), torch.zeros(1, 2, 3, 4), {"a": 1},
             PersistentObject("X", {}), PersistentObject("X", {"_modules": 3})]
 
@@ -355,9 +371,9 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_a_sentence(tmp_path, mon
         write_nvidia(path, GOLDEN_UNCOND.G, GOLDEN_UNCOND.D)
     else:
         convert(write_snapshot(tmp_path / "a.safetensors"), path)
-    data = interop.load(path)
+    load = interop.load
     for _ in range(150):
-        changed = copy.deepcopy(data)
+        changed = load(path)
         place = chance.choice([*dicts_in(changed)])
         place[chance.choice([*place, "b4.y", "style.9.weight", 5])] = chance.choice(ANYTHING)
         monkeypatch.setattr(interop, "load", lambda path: changed)
@@ -400,6 +416,7 @@ def test_a_state_dict_that_is_no_stylegan2_is_refused(tmp_path, change, said):
     pytest.param(SMALL, "b", "holds stylegan2; a folder is what BigGAN-PyTorch keeps a BigGAN in", id="folder"),
     pytest.param(SMALL, "b.safetensors", "is a snapshot of fastdgl already", id="the-same"),
     pytest.param(SMALL, "missing/b.pt", "missing/b.pt: cannot be written", id="no-folder"),
+    pytest.param(SMALL, "a.safetensors/b.pt", "a.safetensors/b.pt: cannot be written", id="in-a-file"),
 ])
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, G, destination, said):
     write_snapshot(tmp_path / "a.safetensors", G, None)
@@ -423,6 +440,32 @@ def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(tmp_path, monkeypat
     result = CliRunner().invoke(main, command)
     assert result.exit_code != 0 and result.output.startswith("Error: a.pkl: ") and result.output.count("\n") == 1
     assert {file.name for file in tmp_path.iterdir()} <= {"a.pkl"}
+
+
+class Runs:
+    """Pickled as a command."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize("command", [
+    ["convert", "a.pkl", "b.safetensors"], ["convert", "a.pkl", "b.pt"], ["generate", "--network", "a.pkl", "--seeds", "0", "--outdir", "out"],
+    ["export", "--network", "a.pkl", "--format", "hub", "out"]], ids=lambda command: f"{command[0]}-{command[-1]}")
+def test_no_command_runs_what_a_pickle_names(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("a.pkl").write_bytes(pickle.dumps({"G_ema": Runs()}))
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code != 0 and re.fullmatch(r"Error: a\.pkl: asks for \w+\.system, .* nothing was run\n", result.output)
+    assert os.listdir() == ["a.pkl"]
+    pickle.loads(Path("a.pkl").read_bytes())
+    assert Path("ran").exists(), "it would have run"
+
+
+def test_a_snapshot_is_not_written_below_a_file(tmp_path):
+    source = write_nvidia(tmp_path / "a.pkl", GOLDEN_UNCOND.G, GOLDEN_UNCOND.D)
+    result = convert(source, source / "b.safetensors")
+    assert result.exit_code == 1 and result.output.startswith(f"Error: {source / 'b.safetensors'}: cannot be written") and os.listdir(tmp_path) == ["a.pkl"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -634,7 +677,8 @@ def test_the_tensors_for_nvidias_code_are_those_of_the_average(tmp_path, monkeyp
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_nvidia(Path("ffhq.pkl"), GOLDEN_UNCOND.G, GOLDEN_UNCOND.D)
-    example, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    example, = [example for example in examples if "load_generator" in example]
     names = {}
     exec(example, names)
     assert names["images"].shape == (4, 3, *[GOLDEN_UNCOND.meta["generator"]["img_resolution"]] * 2)

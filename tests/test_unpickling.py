@@ -114,6 +114,8 @@ def opcodes(*parts):
 STACK_GLOBAL, TUPLE1, TUPLE2, REDUCE, BUILD, EMPTY_DICT, NONE, SETITEM = b"\x93", b"\x85", b"\x86", b"R", b"b", b"}", b"N", b"s"
 MEMOIZE, GET0, GET1, POP = b"\x94", b"h\x00", b"h\x01", b"0"
 SET_AN_ATTRIBUTE = (NONE, EMPTY_DICT, "__call__", "x", SETITEM, TUPLE2, BUILD)
+# for PyTorch's own __setstate__: wants a gradient, (unused), hooks of it
+GIVE_HOOKS = b"\x88K\x00}\x87b"
 # attack -> (the pickle, what the refusal names)
 ATTACKS = {
     "os.system": (lambda command: pickle.dumps(Runs(os.system, command)), f"{os.system.__module__}.system"),
@@ -141,6 +143,7 @@ ATTACKS = {
     "a-partial": (lambda command: opcodes("functools", "partial", STACK_GLOBAL), "functools.partial"),
     "change-of-a-function": (lambda command: opcodes("torch._utils", "_rebuild_parameter", STACK_GLOBAL, *SET_AN_ATTRIBUTE), "change a function"),
     "change-of-a-class": (lambda command: opcodes("argparse", "Namespace", STACK_GLOBAL, *SET_AN_ATTRIBUTE), "damaged"),
+    "change-of-a-tensor": (lambda command: pickled(torch.zeros(4))[:-1] + GIVE_HOOKS + b".", "change a tensor"),
     "something-outside": (lambda command: b"\x80\x02Pos.system\n.", "outside"),
     "tensorflow": (lambda command: opcodes("dnnlib.tflib.network", "Network", STACK_GLOBAL), "legacy.py"),
 }
@@ -160,6 +163,11 @@ def test_the_attacks_would_run(tmp_path):
         path = tmp_path / name
         pickle.loads(ATTACKS[name][0](f"touch {path}"))
         assert path.exists(), name
+    for name in ("in-a-zip", "in-a-legacy-file"):
+        path = tmp_path / name
+        torch.load(io.BytesIO(ATTACKS[name][0](f"touch {path}")), weights_only=False)
+        assert path.exists(), name
+    assert pickle.loads(ATTACKS["change-of-a-tensor"][0]("")).requires_grad
 
 
 def test_source_and_pickles_within_an_object_of_persistence_stay_text(read, mark):
@@ -202,6 +210,18 @@ def test_a_zip_of_something_else_is_said_to_be(read):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("img.png", b"")
     assert sentence(read, file.getvalue()) == "is a zip file, and not one of torch.save"
+
+
+def test_a_record_that_is_compressed_is_refused(read):
+    """It could be of any size, by a method that fails in its own way."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({}))
+    assert sentence(read, file.getvalue()) == "holds a/data.pkl compressed, which torch.save never does"
+
+
+def test_a_refusal_holds_nothing_that_a_terminal_obeys(read):
+    assert "asks for \u00e4?[2J.x," in sentence(read, opcodes("\x1b[2J", b"0\x8c\x06" + "\u00e4\x1b[2J".encode(), "x", STACK_GLOBAL))
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")

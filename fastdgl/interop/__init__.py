@@ -6,6 +6,7 @@ Here are state dicts and plain values; the networks themselves are not known.
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,6 +44,13 @@ def read(path: Path) -> Networks:
     if os.path.isdir(path):
         return ajbrock.read(path)
     data = load(path)
+    try:
+        return _networks(data)
+    except RecursionError:
+        raise ForeignFileError("holds data within data, too deep to be networks") from None
+
+
+def _networks(data: Any) -> Networks:
     for reader in READERS:
         if reader.recognises(data):
             return reader.read(data)

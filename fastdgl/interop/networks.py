@@ -40,7 +40,7 @@ def checked_state(data: Any, what: str) -> State:
         value = torch.from_numpy(value.value) if isinstance(value, Array) else value
         if not isinstance(value, Tensor):
             raise ForeignFileError(f"{what}: {key!r} is no tensor")
-        state[str(key)] = value.float()
+        state[str(key)] = value.as_subclass(Tensor).float()
     return state
 
 

@@ -10,7 +10,6 @@ import pickle
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -30,8 +29,8 @@ class ForeignFileError(ValueError):
     """A file that cannot be read or written in another program's format, in one sentence without the file's name."""
 
     def __init__(self, message: str):
-        # in one line, whatever names a file gives
-        super().__init__(" ".join(message.split()))
+        # in one line, and nothing that a terminal would obey, whatever names a file gives
+        super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(message.split())))
 
 
 class Entries(dict):
@@ -115,6 +114,13 @@ class Function:
         raise ForeignFileError("tries to change a function")
 
 
+class Numbers(Tensor):
+    """A tensor. A pickle may not change it as PyTorch's own could be: made larger, by memory that nobody wrote, or given hooks."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise ForeignFileError("tries to change a tensor")
+
+
 def _persistent_object(meta: Any) -> PersistentObject:
     state, class_name = meta["state"], meta["class_name"]
     if meta["type"] != "class" or not isinstance(state, dict) or not isinstance(class_name, str):
@@ -126,7 +132,7 @@ def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[
     if math.prod(shape) > storage.numel():
         raise ForeignFileError(f"is damaged: a tensor of {storage.numel()} numbers is to be {list(shape)}")
     # a view, and PyTorch checks that it stays inside
-    return storage.as_strided(shape, stride, offset)
+    return storage.as_strided(shape, stride, offset).as_subclass(Numbers)
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:
@@ -214,7 +220,7 @@ class Unpickler(pickle.Unpickler):
         kind, dtype, key, _, numel, *view = reference
         if self.storage is None or kind != "storage" or not isinstance(dtype, torch.dtype) or any(part is not None for part in view):
             raise ForeignFileError("refers to something outside that is no tensor of PyTorch's")
-        return self.storage(dtype, str(key), int(numel))
+        return self.storage(dtype, str(key), int(numel)).as_subclass(Numbers)
 
 
 def load(path: Path) -> Any:
@@ -232,7 +238,7 @@ def load(path: Path) -> Any:
         except MemoryError:
             raise ForeignFileError("asks for more memory than there is") from None
         # what damaged bytes make of a pickle, a zip file, or of the arguments of what is called
-        except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, LookupError, TypeError, ValueError,
+        except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, struct.error, LookupError, TypeError, ValueError,
                 AttributeError, RuntimeError, ArithmeticError, OSError) as error:
             raise ForeignFileError(f"is cut short or damaged ({' '.join(str(error).split())[:100]})") from None
 
@@ -254,7 +260,7 @@ def _zip_file(file: BinaryIO, known: Mapping[tuple[str, str], Any]) -> Any:
         if len(pickles) != 1:
             raise ForeignFileError("is a zip file, and not one of torch.save")
         root = pickles[0].removesuffix("/data.pkl")
-        if f"{root}/byteorder" in archive.namelist() and archive.read(f"{root}/byteorder") != b"little":
+        if f"{root}/byteorder" in archive.namelist() and _record(archive, f"{root}/byteorder") != b"little":
             raise ForeignFileError("was written on a machine of the other byte order")
 
         def storage(dtype: torch.dtype, key: str, numel: int) -> Tensor:
@@ -262,10 +268,17 @@ def _zip_file(file: BinaryIO, known: Mapping[tuple[str, str], Any]) -> Any:
                 record = archive.getinfo(f"{root}/data/{key}")
                 if record.file_size != numel * dtype.itemsize:
                     raise ForeignFileError(f"is damaged: its tensor {key} has {record.file_size} bytes instead of {numel * dtype.itemsize}")
-                storages[key] = _from_bytes(archive.read(record), dtype, numel)
+                storages[key] = _from_bytes(_record(archive, record.filename), dtype, numel)
             return _of_type(storages[key], dtype, key)
 
-        return Unpickler(io.BytesIO(archive.read(pickles[0])), known, storage).load()
+        return Unpickler(io.BytesIO(_record(archive, pickles[0])), known, storage).load()
+
+
+def _record(archive: zipfile.ZipFile, name: str) -> bytes:
+    # a few packed bytes can stand for gigabytes
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ForeignFileError(f"holds {name} compressed, which torch.save never does")
+    return archive.read(name)
 
 
 def _legacy_file(file: BinaryIO, known: Mapping[tuple[str, str], Any]) -> Any:
