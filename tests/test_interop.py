@@ -100,6 +100,12 @@ def test_what_a_pickle_says_of_16_bits_is_kept(tmp_path):
         assert (arguments["num_fp16_res"], arguments["low_precision"], arguments["conv_clamp"]) == (2, "float16", 256)
 
 
+def test_notes_hold_nothing_that_a_terminal_obeys(tmp_path):
+    convert(write_snapshot(tmp_path / "a.safetensors", TINY, None), tmp_path / "b.pt")
+    torch.save(torch.load(tmp_path / "b.pt", weights_only=True) | {"\x1b[2J\n": 1}, tmp_path / "c.pt")
+    assert open_snapshot(tmp_path / "c.pt").notes[0] == "left out, since fastdgl has no use for it: ?[2J"
+
+
 @torch.no_grad()
 def test_the_average_is_that_of_the_file(tmp_path):
     golden = nvidia_golden("uncond")

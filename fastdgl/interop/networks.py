@@ -1,13 +1,13 @@
 """What every foreign format is read into and written from: plain values and state dicts, in our names."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .unpickling import Array, ForeignFileError
+from .unpickling import Array, ForeignFileError, printable
 
 State = dict[str, Tensor]
 
@@ -57,6 +57,12 @@ def with_both_generators(states: Mapping[str, State]) -> tuple[dict[str, State],
         return dict(states), []
     other = "G_ema" if missing == ["G"] else "G"
     return {**states, missing[0]: states[other]}, [f"{missing[0]} is not in the file, and is the same as its {other}"]
+
+
+def notes_on_rest(names: Iterable[Any]) -> list[str]:
+    """The sentence on what else a file holds, if it holds something."""
+    left_out = ", ".join(map(str, names))
+    return [printable(f"left out, since fastdgl has no use for it: {left_out}")] if left_out else []
 
 
 def size(state: Mapping[str, Tensor], key: str, dim: int, what: str) -> int:

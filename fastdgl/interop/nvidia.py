@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .networks import Networks, State, channel_arguments, checked_state, count, size, with_both_generators
+from .networks import Networks, State, channel_arguments, checked_state, count, notes_on_rest, size, with_both_generators
 from .unpickling import ForeignFileError, PersistentObject
 
 NAMES = ("G", "D", "G_ema")
@@ -52,9 +52,7 @@ def read(data: Mapping[str, Any]) -> Networks:
     arguments = {"G": generator_arguments(generator, states["G_ema"])}
     if "D" in states:
         arguments["D"] = discriminator_arguments(modules["D"], states["D"])
-    left_out = [str(name) for name, value in data.items() if name not in NAMES and value is not None]
-    if left_out:
-        notes.append(f"left out, since fastdgl has no use for it: {', '.join(left_out)}")
+    notes += notes_on_rest(name for name, value in data.items() if name not in NAMES and value is not None)
     beta = setting(generator.get("mapping", NO_MODULE), "w_avg_beta", W_AVG_BETA, "G")
     if beta != W_AVG_BETA:
         notes.append(f"its mean of w moves by a factor of {beta}, fastdgl's by {W_AVG_BETA} where training goes on")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .networks import Networks, State, channel_arguments, checked_state, count, size, with_both_generators
+from .networks import Networks, State, channel_arguments, checked_state, count, notes_on_rest, size, with_both_generators
 from .unpickling import ForeignFileError
 
 NAMES = {"g": "G", "d": "D", "g_ema": "G_ema"}
@@ -130,14 +130,12 @@ def networks(found: Mapping[str, State], rest: Mapping[str, Any]) -> Networks:
     """Our networks from state dicts in rosinality's names, G or G_ema among them, and what else is in the file."""
     arguments = {"G": generator_arguments(found.get("G_ema", found.get("G")))}
     latent_avg = checked_state({"latent_avg": rest["latent_avg"]}, "latent_avg")["latent_avg"] if rest.get("latent_avg") is not None else None
-    left_out = [str(key) for key in rest if key != "latent_avg"]
     generators = {name: our_generator(state, arguments["G"], latent_avg, name) for name, state in found.items() if name != "D"}
     states, notes = with_both_generators(generators)
     if "D" in found:
         arguments["D"] = discriminator_arguments(found["D"])
         states["D"] = our_discriminator(found["D"], arguments["D"])
-    if left_out:
-        notes.append(f"left out, since fastdgl has no use for it: {', '.join(left_out)}")
+    notes += notes_on_rest(key for key in rest if key != "latent_avg")
     return Networks("stylegan2", arguments, states, notes)
 
 

@@ -25,12 +25,16 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 
 
+def printable(message: str) -> str:
+    """In one line, and nothing that a terminal would obey, whatever names a file gives."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+
+
 class ForeignFileError(ValueError):
     """A file that cannot be read or written in another program's format, in one sentence without the file's name."""
 
     def __init__(self, message: str):
-        # in one line, and nothing that a terminal would obey, whatever names a file gives
-        super().__init__("".join(c if c.isprintable() else "?" for c in " ".join(message.split())))
+        super().__init__(printable(message))
 
 
 class Entries(dict):
