@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastdgl_kernels import bias_act
+from fastdgl_kernels._launch import launches_to
 from fastdgl_kernels.convolution import kernel
 from fastdgl_kernels.convolution.algebra import Geometry
 from fastdgl_kernels.resampling.kernel import Tail
@@ -157,6 +158,10 @@ def test_the_weight_gradient_is_exact_in_fp32_and_repeats(geometry, channels, si
         (dict(geometry=FILTER_AND_UP, shape=(2, 32, 16, 16)), "they are 32 and 64"),
         (dict(shape=(2, 64, 4, 16)), "they are 4 and 16"),
         (dict(shape=(0, 64, 16, 16)), "none"),
+        (dict(shape=(1, 64, 4096, 8176)), None),
+        (dict(shape=(1, 64, 4096, 8192)), "a sample of 2147483648 elements is too large"),
+        (dict(geometry=UP, shape=(1, 64, 4096, 2048)), "too large"),
+        (dict(geometry=FILTER_AND_UP, shape=(1, 64, 4096, 4096), O=32), "too large"),
         (dict(geometry=Geometry((1, 1))), "of 3 x 3 taps .* not of 1, 1 x 1 and 1"),
         (dict(geometry=Geometry((3, 3), padding=(1, 1), groups=2)), "one group"),
         (dict(geometry=Geometry((3, 3), stride=3)), "not of 1, 3 x 3 and 3"),
@@ -170,3 +175,16 @@ def test_the_weight_gradient_is_exact_in_fp32_and_repeats(geometry, channels, si
 def test_says_which_images_have_no_kernel(arguments, words):
     reason = kernel.why_not(**{"dtype": torch.half, "shape": (2, 64, 16, 16), "O": 64, "geometry": SAME, **arguments})
     assert reason is None if words is None else re.search(words, reason)
+
+
+def test_a_view_that_begins_between_16_bytes_is_copied():
+    # the interpreter fetches from anywhere, descriptors do not
+    x, w, dy = half(N, 64, H, W), half(64, 64, 3, 3, seed=1), half(N, 64, H, W, seed=2)
+    xs, ws, dys = (t.new_empty(t.numel() + 1)[1:].as_strided(t.shape, t.stride(), 1).copy_(t) for t in (x, w, dy))
+    assert all(t.data_ptr() % 16 for t in (xs, ws, dys))
+    seen = []
+    with launches_to(lambda kernel, arguments, *_: seen.extend(arguments[:2])):
+        kernel.convolve(xs, ws, SAME)
+        kernel.weight_gradient(xs, dys, SAME)
+    assert len(seen) == 4 and all(t.data_ptr() % 16 == 0 for t in seen)
+    assert all(torch.equal(got, t) and got.stride() == t.stride() for got, t in zip(seen, (x, w, x, dy)))

@@ -49,7 +49,7 @@ def _pixels(
     images, n, h, w, r, s, c, C: tl.constexpr, STRIDE: tl.constexpr, TAPS: tl.constexpr,
     BN: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """[BN * BH * BW, BC] of them, from (STRIDE h + r, STRIDE w + s) on; of 6x6 taps, two columns side by side are one."""
+    """[BN * BH * BW, BC] of them, from (STRIDE h + r, STRIDE w + s) on; of 6x6 taps, two columns of pixels are one."""
     if TAPS == 6:
         box = images.load([n, h + r // 2, r % 2, w + s, c])
     elif STRIDE == 2:
@@ -247,6 +247,10 @@ def why_not(dtype: torch.dtype, shape: tuple[int, int, int, int], O: int, geomet
         return f"{sizes}, they are {H} and {W}"
     if N * H * W >= 2**31 or N == 0:
         return f"{N} samples of {H} x {W} pixels are none, or too many for 32-bit coordinates"
+    # of y, a transposed 3x3 convolution counts four pixels for each of x, and a row and a column of x more
+    largest = max(small * H * W, large * stride**2 * (H + stride - 1) * (W + stride - 1))
+    if largest >= 2**31:
+        return f"a sample of {largest} elements is too large for 32-bit offsets"
     return None
 
 
@@ -290,6 +294,7 @@ def convolve(
         blocks: None for the tile chosen ahead of time.
         strip: Pixels of the tiles that make the last rows and columns of a transposed 3x3 convolution of stride 2.
     """
+    x, w = _on_16_bytes(x), _on_16_bytes(w)
     I, O = x.shape[1], w.shape[-3 if geometry.transposed else -4]
     H, W = geometry.output_size(x.shape[2:])
     y = torch.empty([len(x), O, H, W], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -304,10 +309,15 @@ def convolve(
     return y
 
 
+def _on_16_bytes(x: Tensor) -> Tensor:
+    """`x`, or a copy of it where it does not begin at a multiple of 16 bytes, as descriptors need: a view may not."""
+    return x.clone() if x.storage_offset() * x.element_size() % 16 else x
+
+
 def _run(
     x: Tensor, w: Tensor, y: Tensor, geometry: Geometry, tail: Tail, t: Tile | None, pixels: Pair = (1, 1)
 ) -> None:
-    """One launch. A column of the product may be several `pixels` of y, rows by columns, which then are so many rows."""
+    """One launch. A column of the product may be several `pixels` of y, rows by columns; they are then so many rows."""
     N, I, O, (H, W), (PH, PW) = len(x), x.shape[1], y.shape[1] * pixels[0] * pixels[1], y.shape[2:], pixels
     noise_stride = 0 if tail.noise is None or len(tail.noise) == 1 else H * W
     # they may come expanded or as slices
@@ -427,6 +437,7 @@ def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry, blocks: Split | N
         dy: The gradient of its output, channels last.
         geometry: Of the convolution, not of a transposed one.
     """
+    x, dy = _on_16_bytes(x), _on_16_bytes(dy)
     (N, O, H, W), I, k = dy.shape, x.shape[1], geometry.kernel[0]
     paired = _is_paired(I, O, geometry)
     if paired:
