@@ -1,12 +1,14 @@
 import pytest
 import torch
 from fastdgl_kernels import bias_act, conv2d_resample, modulated_conv2d, modulated_conv2d_bias_act, setup_filter
+from fastdgl_kernels.convolution import algebra as convolution_algebra
 from fastdgl_kernels.convolution.algebra import Conv, Geometry, WeightGrad
-from fastdgl_kernels.modulation import algebra
+from fastdgl_kernels.modulation import algebra, epilogue
 from numerics import (
     assert_as_accurate,
     assert_close,
     assert_golden,
+    assert_golden_as_accurately,
     assert_same_derivatives,
     golden_cases,
     golden_id,
@@ -59,6 +61,28 @@ def test_agrees_with_the_recorded_numbers(case, impl):
         ["x", "weight", "styles", "noise"],
         lambda t: modulated_conv2d(t["x"], t["weight"], t["styles"], t.get("noise"), impl=impl, **arguments),
     )
+
+
+# the interpreter is slow: up, down and 1x1 without demodulation once
+@pytest.mark.parametrize("case", golden_cases("modulated_conv2d")[7:18:5], ids=golden_id)
+def test_kernels_agree_with_the_recorded_numbers(triton, monkeypatch, case):
+    # the filters as well, which are not interpreted by themselves
+    for where in (algebra, convolution_algebra):
+        monkeypatch.setattr(where, "within", lambda x: "fastest")
+    number, arguments = case
+    taps = arguments["resample_filter"]
+    arguments = {name: value for name, value in arguments.items() if name != "resample_filter"}
+
+    def run(impl):
+        def layer(t):
+            f = setup_filter(taps, t["x"].device)
+            layer_arguments = dict(resample_filter=f, impl=impl, **arguments)
+            return modulated_conv2d(t["x"], t["weight"], t["styles"], t.get("noise"), **layer_arguments)
+
+        return layer
+
+    names = ["x", "weight", "styles", "noise"]
+    assert_golden_as_accurately("modulated_conv2d", number, names, run("triton"), run("reference"))
 
 
 @every_resampling
@@ -205,7 +229,7 @@ def test_caller_keeps_his_tensors(impl):
 @every_implementation
 def test_empty_batch_gives_an_empty_result(impl):
     x, weight, styles = (t.requires_grad_() for t in (normal(0, 5, 4, 4), normal(3, 5, 3, 3), normal(0, 5)))
-    y = modulated_conv2d(x, weight, styles, padding=1, impl=impl)
+    y = modulated_conv2d(x, weight, styles, normal(0, 1, 4, 4), padding=1, impl=impl)
     assert y.shape == (0, 3, 4, 4)
     assert not torch.autograd.grad(y.sum(), weight)[0].any()
 
@@ -396,6 +420,12 @@ def test_convolutions_are_closed_under_differentiation(size, stride, transposed)
         assert gradcheck(f, inputs, fast_mode=True) and gradgradcheck(f, inputs, fast_mode=True)
 
 
+def test_says_that_a_batch_is_too_large_for_its_kernels(triton):
+    x = torch.zeros(1).expand(epilogue.SAMPLES + 1, 1, 1, 1)
+    with pytest.raises(ValueError, match="at most 65535 samples .*, got 65536: split the batch"):
+        modulated_conv2d(x, torch.ones(1, 1, 1, 1), x[:, :, 0, 0], impl="cudnn")
+
+
 X, WEIGHT, STYLES = torch.zeros(2, 3, 5, 5), torch.zeros(4, 3, 3, 3), torch.zeros(2, 3)
 
 
@@ -410,7 +440,11 @@ X, WEIGHT, STYLES = torch.zeros(2, 3, 5, 5), torch.zeros(4, 3, 3, 3), torch.zero
         (dict(styles=STYLES[:1]), ValueError, r"styles must have .* expected shape \(2, 3\), got \(1, 3\)"),
         (dict(styles=STYLES.to("meta")), ValueError, "styles must be on the device of x"),
         (dict(noise=torch.zeros(2, 1, 5, 5)), ValueError, r"noise must have shape \(2, 1, 3, 3\), \(1, 1, 3, 3\) or"),
+        (dict(noise=torch.zeros(3, 3, dtype=torch.int32)), TypeError, "noise must be of a floating point dtype"),
+        (dict(noise=torch.zeros(3, 3, device="meta")), ValueError, "noise must be on the device of x"),
         (dict(resample_filter=[1, 2]), TypeError, "resample_filter must be a floating point tensor"),
+        (dict(resample_filter=FILTER.to("meta")), ValueError, "resample_filter must be on the device of x"),
+        (dict(resample_filter=FILTER.clone().requires_grad_()), ValueError, "resample_filter must not require"),
         (dict(up=[2, 2, 2]), ValueError, "up must be one or two integers"),
         (dict(padding=-2), ValueError, "the output would be empty"),
     ],
@@ -424,6 +458,8 @@ def test_says_what_is_wrong(arguments, error, words):
     "arguments, error, words",
     [
         (dict(bias=torch.zeros(3)), ValueError, r"bias must have .* expected shape \(4,\), got \(3,\)"),
+        (dict(bias=torch.zeros(4, device="meta")), ValueError, "bias must be on the device of x"),
+        (dict(bias=torch.zeros(4).int()), TypeError, "bias must be of a floating point dtype"),
         (dict(act="gelu"), ValueError, "act='gelu': expected one of 'linear'"),
         (dict(clamp=-1), ValueError, "clamp must be None or at least 0, got -1"),
     ],

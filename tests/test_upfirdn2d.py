@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -424,6 +427,16 @@ def test_kernels_see_a_filter_that_was_written_to(triton):
     before = upfirdn2d(x, f, impl="triton")
     f.mul_(2)
     assert torch.equal(upfirdn2d(x, f, impl="triton"), 2 * before)
+
+
+@pytest.mark.parametrize("taps", [[1, 3, 3, 1], [1.0] * 12], ids=["2-D", "1-D"])
+def test_a_filter_that_is_gone_is_not_held(triton, taps):
+    f = setup_filter(taps, device=DEVICE)
+    upfirdn2d(on_device(1, 1, 16, 16), f, impl="triton")
+    held = weakref.ref(f)
+    del f
+    gc.collect()
+    assert held() is None
 
 
 def test_filters_are_taken_apart_only_where_they_are_products():

@@ -185,7 +185,8 @@ def _explanation(
     remarks: Mapping[str, Callable[[], str]],
 ) -> str:
     reasons = {n: why_not_by_itself(n, x) if name == "auto" else why_not(n, x) for n in names}
-    wish = f'"{name}" takes the first that is able' if name in ("auto", "fastest") else f"{source}={name!r} leaves no choice"
+    takes_first = name in ("auto", "fastest")
+    wish = f'"{name}" takes the first that is able' if takes_first else f"{source}={name!r} leaves no choice"
     wish += f": {preferred[0]!r} first, {preferred[1]}" if preferred else ""
     verb = "runs" if reasons[taken] is None else "cannot run"
     lines = [f"{operator} {verb} as {taken!r} on x of shape {tuple(x.shape)}, {x.dtype}, {x.device}; {wish}"]

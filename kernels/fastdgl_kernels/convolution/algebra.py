@@ -63,7 +63,7 @@ class Geometry:
 
 
 class Conv(Function):
-    """y = w * x, or the transposed map; bilinear. The weight is `[O, I / groups, h, w]`; transposed it takes O channels to I."""
+    """y = w * x, or the transposed map, from O channels to I; bilinear. The weight is `[O, I / groups, h, w]`."""
 
     @staticmethod
     def forward(ctx, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
@@ -148,7 +148,7 @@ class Plan:
         return filtered(Conv.apply(filtered(x, f, self.before), w, self.conv), f, self.after)
 
     def pulled(self, dy: Tensor, f: Tensor | None, size: Pair) -> Tensor:
-        """The gradient of what the convolution made, for images of `size`, (x, y): both gradients below start from it."""
+        """The gradient of what the convolution made, for images of `size`, (x, y): where both gradients below start."""
         return _unfiltered(dy, f, self.after, self.conv.output_size(self._convolved(filter_size(f), size))[::-1])
 
     def data_gradient(self, dy: Tensor, w: Tensor, f: Tensor | None, size: Pair) -> Tensor:
@@ -165,7 +165,7 @@ class Plan:
         return replace(self, conv=self.conv.again())
 
     def evened(self, taps: Pair, size: Pair) -> "Plan":
-        """The same map, for images of `size`, (x, y), its 3x3 convolution of stride 2 beside larger images of even sides.
+        """The same map for images of `size`, (x, y), its convolution of stride 2 beside larger images of even sides.
 
         They are given a last row and a last column that come to nothing.
         """

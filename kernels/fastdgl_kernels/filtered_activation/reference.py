@@ -1,4 +1,4 @@
-"""filtered_lrelu as it is defined, by the references of its steps. Arguments are checked at the public door, not here."""
+"""filtered_lrelu as it is defined, by the references of its steps. Arguments are checked at the door, not here."""
 
 from torch import Tensor
 

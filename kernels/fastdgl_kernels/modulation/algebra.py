@@ -31,7 +31,9 @@ class Tail(NamedTuple):
 
 
 class Layer(Function):
-    """y from x `[N, I, H, W]`, dense, w of its dtype, s `[N, I]`, and d `[N, O]`, noise `[N or 1, H' W']`, bias `[O]`, or None.
+    """y from x `[N, I, H, W]`, dense, w, s `[N, I]`; and d `[N, O]`, noise `[N or 1, H' W']`, bias `[O]`, or None.
+
+    w has the dtype of x.
 
     Of the images, only x and y are kept. What is to be differentiated again, PyTorch convolves in any case.
     """

@@ -1,4 +1,4 @@
-"""Triton kernels of what surrounds the convolution of a modulated layer, and their launches. Nothing here knows of autograd.
+"""Triton kernels of what surrounds a modulated convolution, and their launches. Nothing here knows of autograd.
 
     y = clamp(gain * lrelu(u * d + noise + b))          and with everything else left out:          y = x * s
 
@@ -20,6 +20,9 @@ TILE = 2048
 
 # tiles that one program sums over; the partial sums it leaves are 1 / (8 * pixels of a tile) of the input
 STEPS = 8
+
+# the most that there may be of along the last axis of CUDA's grids
+SAMPLES = 65535
 
 
 @triton.jit
@@ -149,8 +152,9 @@ def _scale_backward(
 
 @opaque()
 def forward(
-    u: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None, alpha: float, gain: float, clamp: float | None
-) -> Tensor:
+    u: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None,
+    alpha: float, gain: float, clamp: float | None,
+) -> Tensor:  # fmt: skip
     """clamp(gain * lrelu(u * d + noise + b)).
 
     Args:
@@ -242,6 +246,8 @@ def tile(C: int, P: int, channels_last: bool) -> dict:
 
 def _sizes(x: Tensor) -> tuple[int, int, int, dict]:
     N, C, H, W = x.shape
+    if N > SAMPLES:
+        raise ValueError(f"x must have at most {SAMPLES} samples for the kernels of a layer, got {N}: split the batch")
     return N, C, H * W, tile(C, H * W, is_channels_last(x))
 
 

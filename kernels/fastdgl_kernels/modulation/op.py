@@ -141,7 +141,7 @@ def _modulated_conv2d(
             weight = weight.to(wide).flatten(1) * styles.to(wide)[:, None]              # [N, O, I]
             return to_rgb.ToRGB.apply(x, weight, bias, tail)
         if noise is not None:
-            noise = noise.reshape(1 if noise.ndim == 2 else len(noise), -1)
+            noise = noise.reshape(1, -1) if noise.ndim == 2 else noise.flatten(1)
         x, weight, how = arranged(x, weight, up, down, padding, flip_weight=flip_weight)
         if own:
             how, weight = owned(how, x, weight, resample_filter)

@@ -450,7 +450,8 @@ def _factors(f: Tensor | None) -> tuple[Tensor, Tensor] | None:
 
 def _separate(f: Tensor) -> tuple[Tensor, Tensor] | None:
     if f.ndim == 1:
-        taps = f.float().contiguous()
+        # not f itself: what is held here must not keep it alive
+        taps = f.detach().float().contiguous()
         return taps, taps
     exact = f.detach().double().cpu()
     row, column = divmod(int(exact.abs().argmax()), f.shape[1])
