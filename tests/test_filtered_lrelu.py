@@ -111,6 +111,10 @@ def test_backward_keeps_to_the_implementation_of_the_forward():
     "arguments, words",
     [
         (dict(fu=torch.ones(2, 2, 2)), "fu must be"),
+        (dict(fu=torch.ones(2, 2, device="meta")), "fu must be on the device of x"),
+        (dict(fd=torch.ones(2, requires_grad=True)), "fd must not require a gradient"),
+        (dict(b=torch.ones(3, dtype=torch.float16)), "b must have the dtype of x"),
+        (dict(b=torch.ones(3, dtype=torch.float64, device="meta")), "b must be on the device of x"),
         (dict(fd=[1.0]), "fd must be"),
         (dict(b=torch.ones(4, dtype=torch.float64)), "3 of dimension 1"),
         (dict(clamp=-1), "clamp"),
