@@ -19,8 +19,8 @@ def cases() -> Iterator[Case]:
             yield from _bias_act(arch, N, R, C, channels_last=True)
             yield from _network_filters(arch, N, R, C)
         # the low resolutions compute in fp32, channels first; so do the images
-        yield from _bias_act(arch, 32, 16, 512, channels_last=False, bits=32)
-        yield from _bias_act(arch, 32, 64, 512, channels_last=False, bits=32)
+        for N, R, C in layers(half=False):
+            yield from _bias_act(arch, N, R, C, channels_last=False, bits=32)
         for act_name in ("swish", "softplus"):
             yield from _bias_act(arch, 32, 128, 256, channels_last=True, name=act_name)
         for C, R in ((64, 256), (512, 32)):
@@ -84,11 +84,13 @@ def _network_filters(arch: int, N: int, R: int, C: int) -> Iterator[Case]:
 def _channels_first(arch: int, bits: int) -> Iterator[Case]:
     """Images, which the generator adds up; and layers in fp32."""
     excuse = "2-byte accesses: channels first" if bits == 16 else ""
-    for N, R, C in (32, 256, 3), (8, 1024, 3), (8, 64, 512):
+    low = [(N, R, C) for N, R, C in layers(half=False) if R >= 8] if bits == 32 else [(8, 64, 512)]
+    for N, R, C in [(32, 256, 3), (8, 1024, 3), *low]:
         layer = f"{C}@{R} N={N} channels first" + ("" if bits == 16 else " fp32")
         for filter in filters(R):
             name = f"filter {layer} {filter.name}"
-            ragged = "65 x 65 outputs in whole lines of 32" if filter.output % 2 and R <= 64 else ""
+            lines = f"{filter.output} x {filter.output} outputs in whole lines of 32"
+            ragged = lines if filter.output % 2 and R <= 64 else ""
             yield _separable(name, arch, N, C, filter, bits=bits, channels_last=False, excuse=ragged or excuse)
 
 
