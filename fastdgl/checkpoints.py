@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from . import config as configs
 from . import interop, models
+from .atomic_files import atomically
 from .engines import Engine
 from .images import ImageDataset
 from .models.pretrained import CONFIG, PretrainedError, is_pretrained, read_config, read_state
@@ -135,13 +136,9 @@ def write_snapshot(path: Path, states: Mapping[str, Mapping[str, Tensor]], heade
         CheckpointError: It cannot be written there; nothing is left behind.
     """
     tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous() for name, state in states.items() for key, value in state.items()}
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        try:
-            safetensors.torch.save_file(tensors, temporary, metadata={"fastdgl": json.dumps({"format": FORMAT, **header})})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomically(path) as unfinished:
+            safetensors.torch.save_file(tensors, unfinished, metadata={"fastdgl": json.dumps({"format": FORMAT, **header})})
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
 

@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from fastdgl_kernels import implementation
 from torch import Tensor, nn
 
+from .atomic_files import atomically
 from .checkpoints import CheckpointError, open_snapshot
 
 FORMATS = ("onnx", "pt2", "hub")
@@ -88,7 +88,8 @@ def export(source: str | Path, destination: Path, kind: str, truncation: float |
         G = snapshot.averaged_generator("cpu")
         drawing = Drawing(G, truncation, noise_mode)
         data, notes = {"onnx": onnx_file, "pt2": pt2_file}[kind](drawing)
-        write(destination, data)
+        with atomically(destination) as unfinished:
+            unfinished.write_bytes(data)
         return [*snapshot.notes, *notes]
     except OSError as error:
         raise ExportError(f"{destination}: cannot be written: {error.strerror or error}") from None
@@ -181,17 +182,3 @@ def check_installed(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"to write ONNX {' and '.join(missing)} must be installed: pip install -c constraints.txt -e \".[export]\"")
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file; under its name there is never half of it.
-
-    Raises:
-        OSError: It cannot be written; nothing is left behind.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

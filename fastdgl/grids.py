@@ -1,12 +1,13 @@
 """Images as files: bytes from tensors, PNG sheets of samples. What the images show is decided elsewhere."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from .atomic_files import atomically
 
 # An 8K screen, and no more images than one looks at: the custom of the field at 1024 px, 7 by 4, and 512 images at most.
 SHEET_WIDTH, SHEET_HEIGHT = 7680, 4320  # pixels
@@ -45,13 +46,8 @@ def save_image(path: Path | str, image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         got = f"{image.dtype} of shape {list(image.shape)}"
         raise ValueError(f"image must be uint8 of shape [H, W, 1] or [H, W, 3], got {got}")
-    path = Path(path)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomically(Path(path)) as unfinished:
         Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def save_image_grid(path: Path | str, images: np.ndarray, columns: int) -> None:

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from .atomic_files import atomically
+
 GIB = 2**30  # bytes
 LOSSES_ON_THE_TICK_LINE = ("G/loss", "D/loss")
 
@@ -222,10 +224,9 @@ class Journal:
         path = self.folder / "stats.jsonl"
         if not path.exists():
             return
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         kept = [line for line in path.read_text(encoding="utf-8").splitlines() if shown_by(line) <= images]
-        unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(unfinished, path)
+        with atomically(path) as unfinished:
+            unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def record(self, name: str, values: Tensor | float) -> None:
         """Add values to a statistic of this tick: `Statistics.record`."""
@@ -296,12 +297,8 @@ class Journal:
         """Keep settings as JSON under `name` (`training_options.json`); under it there is never half a file."""
         if self.folder is None:
             return
-        unfinished = self.folder / f"{name}.{os.getpid()}.tmp"
-        try:
+        with atomically(self.folder / name) as unfinished:
             unfinished.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
-            os.replace(unfinished, self.folder / name)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Take the bar away and finish the event file."""

@@ -6,7 +6,6 @@ Config in, trained generator out. This module runs as `__main__`; nothing import
 """
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import torch
 
 from fastdgl import checkpoints, config as configs, ema, steps
 from fastdgl.assembly import Student, assemble, check_agreement
+from fastdgl.atomic_files import atomically
 from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
 from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, start_run
@@ -314,9 +314,8 @@ def begin_folder(config: Config, sheet: SampleSheet, student: Student) -> Path:
 
 def keep_config(folder: Path, config: Config) -> None:
     """The resolved config into the run folder, from which `--resume` reads it."""
-    unfinished = folder / f"{CONFIG_NAME}.tmp"
-    unfinished.write_text(configs.to_yaml(config), encoding="utf-8")
-    os.replace(unfinished, folder / CONFIG_NAME)
+    with atomically(folder / CONFIG_NAME) as unfinished:
+        unfinished.write_text(configs.to_yaml(config), encoding="utf-8")
 
 
 def check_files(plan: Sequence[Config]) -> None:

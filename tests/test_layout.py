@@ -14,6 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # a module may import those above it, never those beside or below
 ORDER = [
+    "atomic_files",
     "config interop",
     "losses ema images journal grids latents",
     "models packing",

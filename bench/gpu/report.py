@@ -1,10 +1,11 @@
 """results.json and results.md: all that was found so far, and what it means."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+
+from fastdgl.atomic_files import atomically
 
 from .acceptance import Verdict, rate, verdicts
 from .plan import PARTS
@@ -45,9 +46,8 @@ class Report:
 
 def replace(path: Path, text: str) -> None:
     """Write a file so that it is there whole or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomically(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def markdown(facts: dict, parts: dict[str, dict[str, dict]], judged: list[Verdict], proposed: dict, faster: dict) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 
+from ..atomic_files import atomically
 from ..engines import Run, first_rank_decides
 from ..images import ImageDataset
 from .detectors import Detector
@@ -49,14 +49,11 @@ class Kept:
             tensors = {"bank": value} if part == "bank" else {"mean": value.mean.cpu(), "scatter": value.scatter.cpu()}
             count = len(value) if part == "bank" else value.count
             path = self.path(part)
-            unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             try:
-                safetensors.torch.save_file(tensors, unfinished, metadata={"fastdgl": json.dumps({"key": self.key, "count": count})})
-                os.replace(unfinished, path)
+                with atomically(path) as unfinished:
+                    safetensors.torch.save_file(tensors, unfinished, metadata={"fastdgl": json.dumps({"key": self.key, "count": count})})
             except (OSError, safetensors.SafetensorError) as error:
                 raise CacheError(f"{path} cannot be written: {error}") from None
-            finally:
-                unfinished.unlink(missing_ok=True)
 
     def read(self, found: Features, parts: Collection[str], run: Run) -> None:
         """Fill these parts of `found`.

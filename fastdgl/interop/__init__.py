@@ -4,12 +4,12 @@ Here are state dicts and plain values; the networks themselves are not known.
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..atomic_files import atomically
 from . import ajbrock, basicsr, nvidia, rosinality
 from .networks import Networks
 from .unpickling import PICKLE_MAGIC, ZIP_MAGIC, ForeignFileError, load
@@ -75,21 +75,16 @@ def write(path: Path, networks: Networks) -> list[str]:
     if path.suffix and path.suffix not in WRITERS:
         raise ForeignFileError(f"the suffix {path.suffix!r} names no format; expected .safetensors (fastdgl), .pt (rosinality), .pth (BasicSR), "
                                f"or none for a folder (BigGAN-PyTorch)")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    data, notes = WRITERS[path.suffix].write(networks) if path.suffix else ajbrock.write(networks)
     try:
-        if path.suffix:
-            data, notes = WRITERS[path.suffix].write(networks)
-            torch.save(data, temporary)
-        else:
-            files, notes = ajbrock.write(networks)
-            temporary.mkdir()
-            for name, state in files.items():
-                torch.save(state, temporary / name)
-        os.replace(temporary, path)
+        with atomically(path) as unfinished:
+            if path.suffix:
+                torch.save(data, unfinished)
+            else:
+                unfinished.mkdir()
+                for name, state in data.items():
+                    torch.save(state, unfinished / name)
     except RuntimeError as error:
         # of PyTorch's own file writer
         raise OSError(" ".join(str(error).split())) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
     return notes

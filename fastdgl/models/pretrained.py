@@ -4,13 +4,14 @@ import inspect
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..atomic_files import atomically
 
 # safetensors is imported where files are: what only builds networks, such as the benchmarks, goes without
 
@@ -65,20 +66,16 @@ class Pretrained(nn.Module):
         arguments = inspect.signature(type(self).__init__).bind(self, **self.init_kwargs)
         arguments.apply_defaults()
         config = {FAMILY: self.family, CLASSES: class_names and list(class_names), **arguments.kwargs}
-        temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        try:
-            temporary.mkdir()
-            (temporary / CONFIG).write_text(json.dumps(config, indent=2, default=_dtype_name) + "\n", encoding="utf-8")
+        with atomically(folder) as unfinished:
+            unfinished.mkdir()
+            (unfinished / CONFIG).write_text(json.dumps(config, indent=2, default=_dtype_name) + "\n", encoding="utf-8")
             state = {key: value.detach().float().cpu().contiguous() for key, value in self.state_dict().items()}
             try:
                 # the Hub and its readers ask which framework the tensors are of
-                safetensors.torch.save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+                safetensors.torch.save_file(state, unfinished / WEIGHTS, metadata={"format": "pt"})
             except safetensors.SafetensorError as error:
                 raise OSError(str(error)) from None
-            (temporary / CARD).write_text(model_card(self, class_names), encoding="utf-8")
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            (unfinished / CARD).write_text(model_card(self, class_names), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Pretrained":
