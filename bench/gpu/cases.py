@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fastdgl_kernels import conv2d_resample, filtered_lrelu, modulated_conv2d_bias_act, scale_shift_act, setup_filter
 from fastdgl_kernels._tuning import TABLE, architecture
 from fastdgl_kernels.activation import kernel as activation
+from fastdgl_kernels.activation.op import completed
 from fastdgl_kernels.activation.reference import activation_funcs
 from fastdgl_kernels.activation.reference import bias_act as bias_act_reference
 from fastdgl_kernels.activation.spec import Spec
@@ -22,6 +23,7 @@ from fastdgl_kernels.convolution import backends
 from fastdgl_kernels.convolution import kernel as product
 from fastdgl_kernels.convolution.algebra import FEW_CHANNELS, Geometry
 from fastdgl_kernels.convolution.op import whole_padding
+from fastdgl_kernels.convolution.spec import Spec as ConvolutionSpec
 from fastdgl_kernels.modulation import epilogue
 from fastdgl_kernels.modulation import to_rgb_kernel as rgb
 from fastdgl_kernels.modulation.reference import modulated_conv2d_bias_act as modulated_reference
@@ -679,11 +681,9 @@ def _layer(N: int, R: int, C: int, kind: str, dtype: torch.dtype):
     def definition(x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
         # without what is around it at the public door, which torch.compile would stumble over
         noise = None if kind == "rgb" else noise
-        act, demodulate, flip = arguments["act"], kind != "rgb", up == 1
-        padding = whole_padding((4, 4), up, 1, (size // 2,) * 4)
-        alpha, gain = activation_funcs[act].def_alpha, activation_funcs[act].def_gain
-        numbers = (up, 1, padding, taps, demodulate, flip, act, alpha, gain, CLAMP)
-        return modulated_reference(x, weight, styles, noise, bias, *numbers)
+        spec = ConvolutionSpec(up, 1, whole_padding((4, 4), up, 1, (size // 2,) * 4), flip_weight=up == 1)
+        numbers = completed(arguments["act"], None, None, CLAMP)
+        return modulated_reference(x, weight, styles, noise, bias, taps, spec, kind != "rgb", arguments["act"], *numbers)
 
     def theirs(x: Tensor, weight: Tensor, styles: Tensor, noise: Tensor, bias: Tensor, taps: Tensor) -> Tensor:
         convolved = {name: value for name, value in arguments.items() if name not in ("act", "clamp")}

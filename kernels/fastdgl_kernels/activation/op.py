@@ -47,13 +47,10 @@ def bias_act(
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020;
     clamping from "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020.
     """
-    check_arguments(x, b, dim, act, clamp)
+    numbers = completed(act, alpha, gain, clamp)
+    check_arguments(x, b, dim)
     run = dispatch(x, impl, triton=_triton, reference=reference.bias_act)
-    activation = activation_funcs[act]
-    alpha = activation.def_alpha if alpha is None else float(alpha)
-    gain = activation.def_gain if gain is None else float(gain)
-    clamp = None if clamp is None else float(clamp)
-    return run(x, b, dim % x.ndim, act, alpha, gain, clamp)
+    return run(x, b, dim % x.ndim, act, *numbers)
 
 
 def fused_leaky_relu(
@@ -220,18 +217,28 @@ def _aligned(r: Tensor | None, *others: Tensor) -> tuple[Tensor | None, ...]:
     return r, *(in_order_of(t, r) for t in others)
 
 
-def check_arguments(x: Tensor, b: Tensor | None, dim: int, act: str, clamp: float | None) -> None:
-    """Refuse what `bias_act` cannot take."""
+def completed(
+    act: str, alpha: float | None, gain: float | None, clamp: float | None
+) -> tuple[float, float, float | None]:
+    """alpha, gain and clamp as they are, or by default; refused where they are none."""
     if act not in activation_funcs:
         raise ValueError(f"act={act!r}: expected one of {', '.join(map(repr, activation_funcs))}")
+    if clamp is not None and not clamp >= 0:
+        raise ValueError(f"clamp must be None or at least 0, got {clamp}")
+    activation = activation_funcs[act]
+    alpha = activation.def_alpha if alpha is None else float(alpha)
+    gain = activation.def_gain if gain is None else float(gain)
+    return alpha, gain, None if clamp is None else float(clamp)
+
+
+def check_arguments(x: Tensor, b: Tensor | None, dim: int) -> None:
+    """Refuse tensors that `bias_act` cannot take."""
     if not x.is_floating_point():
         raise TypeError(f"x must be of a floating point dtype, got {x.dtype}")
     if x.ndim == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim={dim} is not a dimension of x, which has shape {tuple(x.shape)}")
-    if clamp is not None and not clamp >= 0:
-        raise ValueError(f"clamp must be None or at least 0, got {clamp}")
     if b is None:
         return
     if b.shape != (x.shape[dim],):

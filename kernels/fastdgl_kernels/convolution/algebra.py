@@ -18,6 +18,8 @@ from ..resampling.geometry import Padding, Pair, Resample
 from ..resampling.op import filter_size, upfirdn2d
 from ..resampling.reference import split_padding
 from .layout import dense, dense_like
+from .reference import rest_of_padding, transposable
+from .spec import Spec
 
 
 @dataclass(frozen=True)
@@ -250,62 +252,48 @@ def choice(
     return plan, reason
 
 
-def remark(x: Tensor, w: Tensor, f: Tensor | None, up: int, down: int, padding: Padding, groups: int = 1) -> str:
+def remark(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec) -> str:
     """Whose convolution it is that runs as "triton", in words."""
-    x, w, plan = arranged(x.to("meta"), w.to("meta"), up, down, padding, groups)
+    x, w, plan = arranged(x.to("meta"), w.to("meta"), spec)
     _, reason = choice(plan, x.dtype, tuple(x.shape), tuple(w.shape), filter_size(f))
     return "convolves by a kernel of its own" if reason is None else f"leaves the convolution to PyTorch: {reason}"
 
 
-def arranged(
-    x: Tensor,
-    w: Tensor,
-    up: int,
-    down: int,
-    padding: Padding,
-    groups: int = 1,
-    flip_weight: bool = True,
-    flip_filter: bool = False,
-) -> tuple[Tensor, Tensor, Plan]:
-    """The arguments of a resampling convolution as a plan, and x and w as it takes them. `padding` is the whole one."""
-    if up == down == 1:
+def arranged(x: Tensor, w: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Plan]:
+    """The arguments of a resampling convolution as a plan, and x and w as it takes them."""
+    if spec.up == spec.down == 1:
         # a convolution pads alike on both sides
-        (px, py), rest = split_padding(padding)
-        x, padding = F.pad(x, rest) if any(rest) else x, (px, px, py, py)
+        (px, py), rest = split_padding(spec.padding)
+        x, spec = F.pad(x, rest) if any(rest) else x, spec._replace(padding=(px, px, py, py))
     # whoever traces may take the sizes of x for unknown, not these
-    O, I, kh, kw = map(int, w.shape)
-    transposed = up > 1 and (kh, kw) != (1, 1)
-    if flip_weight == transposed:
+    kh, kw = map(int, w.shape[2:])
+    transposed = spec.up > 1 and (kh, kw) != (1, 1)
+    if spec.flip_weight == transposed:
         w = w.flip([2, 3])
-    if transposed:
-        w = w.reshape(groups, O // groups, I, kh, kw).transpose(1, 2).reshape(groups * I, O // groups, kh, kw)
-    return x, w, plan((kh, kw), up, down, padding, groups, flip_filter)
+    return x, transposable(w, spec.groups) if transposed else w, plan((kh, kw), spec)
 
 
-def plan(kernel: Pair, up: int, down: int, padding: Padding, groups: int = 1, flip_filter: bool = False) -> Plan:
+def plan(kernel: Pair, spec: Spec) -> Plan:
     """How to resample by `up` and `down` around a convolution.
 
     Args:
         kernel: Height and width. For `up` > 1 and a kernel of more than one tap, the convolution is a transposed one,
             and takes a weight that is flipped, `[I, O / groups, h, w]`.
-        padding: For the upsampled image, with what the filters need; alike on both sides for `up` = `down` = 1.
+        spec: Padding is alike on both sides for `up` = `down` = 1.
     """
+    up, down, padding, groups, _, flip_filter = spec
     decimate = (Resample(down=(down, down), flip_filter=flip_filter),) if down > 1 else ()
     same = Geometry(kernel, groups=groups)
-    x0, x1, y0, y1 = padding
-    kh, kw = kernel
     if up > 1 and kernel == (1, 1):
         return Plan((), same, (Resample((up, up), (1, 1), padding, flip_filter, up**2), *decimate))
     if up > 1:
-        # the transposed convolution has padded the upsampled image by k - 1 before, and by k - up after
-        rest = (x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up)
-        filtered = Resample(padding=rest, flip_filter=flip_filter, gain=up**2)
+        filtered = Resample(padding=rest_of_padding(padding, kernel, up), flip_filter=flip_filter, gain=up**2)
         return Plan((), replace(same, stride=up, transposed=True), (filtered, *decimate))
     if down > 1 and kernel == (1, 1):
         return Plan((Resample((1, 1), (down, down), padding, flip_filter),), same, ())
     if down > 1:
         return Plan((Resample(padding=padding, flip_filter=flip_filter),), replace(same, stride=down), ())
-    return Plan((), replace(same, padding=(y0, x0)), ())
+    return Plan((), replace(same, padding=(padding[2], padding[0])), ())
 
 
 def filtered(x: Tensor, f: Tensor | None, filters: tuple[Resample, ...]) -> Tensor:

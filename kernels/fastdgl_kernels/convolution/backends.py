@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._tuning import architecture
 from .layout import is_channels_last
+from .spec import Spec
 
 # An entry is of a layer, as `layer` spells it, or of all layers of a kind that have none of their own. Nothing here has
 # been measured on a GPU: the matrix products are PyTorch's until ours are shown to be faster; ToRGB is ours, for it is
@@ -56,11 +57,11 @@ def preference(kind: str, x: Tensor, O: int) -> Preference:
     return Preference(name, f"by rule, for the table has no {spelled!r} for {arch}")
 
 
-def kind(w: Tensor, up: int, down: int, groups: int = 1) -> str:
+def kind(w: Tensor, spec: Spec) -> str:
     """What is convolved by a kernel of ours, should it fit the shape: "same", "up", "down"; or "other"."""
-    if w.shape[2:] != (3, 3) or groups != 1:
+    if w.shape[2:] != (3, 3) or spec.groups != 1:
         return "other"
-    return {(1, 1): "same", (2, 1): "up", (1, 2): "down"}.get((up, down), "other")
+    return {(1, 1): "same", (2, 1): "up", (1, 2): "down"}.get((spec.up, spec.down), "other")
 
 
 def layer(kind: str, x: Tensor, O: int) -> str:

@@ -12,6 +12,7 @@ from ..resampling.geometry import Padding, Pair, parse_padding, parse_scaling
 from ..resampling.op import check_filter, check_image, filter_size
 from . import backends, reference
 from .algebra import arranged, owned, remark
+from .spec import Spec
 
 
 @door
@@ -59,32 +60,21 @@ def conv2d_resample(
     padding = parse_padding(padding)
     check_output(x, w, f, up, down, padding)
     padding = whole_padding(filter_size(f), up, down, padding)
+    spec = Spec(up, down, padding, groups, bool(flip_weight), bool(flip_filter))
     run = dispatch(
         x,
         impl,
-        {"triton": partial(remark, x, w, f, up, down, padding, groups)},
-        partial(backends.preference, backends.kind(w, up, down, groups), x, len(w)),
+        {"triton": partial(remark, x, w, f, spec)},
+        partial(backends.preference, backends.kind(w, spec), x, len(w)),
         cudnn=_conv2d_resample,
         triton=partial(_conv2d_resample, own=True),
         reference=reference.conv2d_resample,
     )
-    return run(x, w, f, up, down, padding, groups, bool(flip_weight), bool(flip_filter))
+    return run(x, w, f, spec)
 
 
-def _conv2d_resample(
-    x: Tensor,
-    w: Tensor,
-    f: Tensor | None,
-    up: int,
-    down: int,
-    padding: Padding,
-    groups: int,
-    flip_weight: bool,
-    flip_filter: bool,
-    *,
-    own: bool = False,
-) -> Tensor:
-    x, w, plan = arranged(x, w, up, down, padding, groups, flip_weight, flip_filter)
+def _conv2d_resample(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec, *, own: bool = False) -> Tensor:
+    x, w, plan = arranged(x, w, spec)
     if own:
         plan, w = owned(plan, x, w, f)
     return plan.run(x, w, f)

@@ -3,28 +3,20 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..resampling.geometry import Padding, Resample
+from ..resampling.geometry import Padding, Pair, Resample
 from ..resampling.reference import split_padding, upfirdn2d
+from .spec import Spec
 
 
-def conv2d_resample(
-    x: Tensor,
-    w: Tensor,
-    f: Tensor | None,
-    up: int,
-    down: int,
-    padding: Padding,
-    groups: int,
-    flip_weight: bool,
-    flip_filter: bool,
-) -> Tensor:
+def conv2d_resample(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec) -> Tensor:
     """Zero insertion, padding, filter, convolution, decimation; in the order that is least work.
 
     Filter and convolution are both linear and shift-invariant, so their order is free: the image is padded once,
     the convolution runs at the smaller size.
     """
+    up, down, padding, groups, flip_weight, flip_filter = spec
     if up > 1:
-        x = _conv_then_up(x, w, f, up, padding, groups, flip_weight, flip_filter)
+        x = _conv_then_up(x, w, f, spec)
         return upfirdn2d(x, f, Resample(down=(down, down), flip_filter=flip_filter)) if down > 1 else x
     if down > 1 and w.shape[2:] == (1, 1):
         x = upfirdn2d(x, f, Resample((1, 1), (down, down), padding, flip_filter))
@@ -35,25 +27,21 @@ def conv2d_resample(
     return _conv(x, w, groups, flip_weight, padding=padding)
 
 
-def _conv_then_up(
-    x: Tensor,
-    w: Tensor,
-    f: Tensor | None,
-    up: int,
-    padding: Padding,
-    groups: int,
-    flip_weight: bool,
-    flip_filter: bool,
-) -> Tensor:
+def _conv_then_up(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec) -> Tensor:
+    up, _, padding, groups, flip_weight, flip_filter = spec
     if w.shape[2:] == (1, 1):
         x = _conv(x, w, groups, flip_weight)
         return upfirdn2d(x, f, Resample((up, up), (1, 1), padding, flip_filter, up**2))
     x = _transposed_conv(x, w, up, groups, flip_weight)
-    kh, kw = w.shape[2:]
-    x0, x1, y0, y1 = padding
-    # the transposed convolution has padded the upsampled image by k - 1 before, and by k - up after
-    rest = (x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up)
+    rest = rest_of_padding(padding, w.shape[2:], up)
     return upfirdn2d(x, f, Resample(padding=rest, flip_filter=flip_filter, gain=up**2))
+
+
+def rest_of_padding(padding: Padding, kernel: Pair, up: int) -> Padding:
+    """What is left to pad after a transposed convolution of a `kernel` (h, w): that pads the upsampled image too."""
+    (x0, x1, y0, y1), (kh, kw) = padding, kernel
+    # by k - 1 before, and by k - up after
+    return x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up
 
 
 def _conv(
@@ -70,7 +58,11 @@ def _transposed_conv(x: Tensor, w: Tensor, up: int, groups: int, flip_weight: bo
     """Zero insertion and convolution in one, uncropped."""
     if flip_weight:
         w = w.flip([2, 3])
-    O, I, kh, kw = w.shape
-    # from [O, I, h, w] to the layout of transposed convolutions, group by group
-    w = w.reshape(groups, O // groups, I, kh, kw).transpose(1, 2).reshape(groups * I, O // groups, kh, kw)
-    return F.conv_transpose2d(x, w, stride=up, groups=groups)
+    return F.conv_transpose2d(x, transposable(w, groups), stride=up, groups=groups)
+
+
+def transposable(w: Tensor, groups: int) -> Tensor:
+    """`[O, I / groups, h, w]` as PyTorch's transposed convolutions take it, `[I, O / groups, h, w]`."""
+    # whoever traces may take the sizes of images for unknown, not these
+    O, I, kh, kw = map(int, w.shape)
+    return w.reshape(groups, O // groups, I, kh, kw).transpose(1, 2).reshape(groups * I, O // groups, kh, kw)

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from .._dispatch import dispatch
 from .._operators import door
 from ..activation import bias_act
-from ..activation.op import check_arguments
+from ..activation.op import check_arguments, completed
 from ..resampling import upfirdn2d
 from ..resampling.geometry import Resample, parse_padding, parse_scaling
 from ..resampling.op import check_filter, check_image, check_output, filter_size
@@ -62,7 +62,8 @@ def filtered_lrelu(
     check_image(x)
     check_filter(fu, x, "fu")
     check_filter(fd, x, "fd")
-    check_arguments(x, b, 1, "lrelu", clamp)
+    slope, gain, clamp = completed("lrelu", slope, gain, clamp)
+    check_arguments(x, b, 1)
     up, down, flip = parse_scaling(up, "up"), parse_scaling(down, "down"), bool(flip_filter)
     # the inserted zeros are to be made up for
     upsample = Resample(up, (1, 1), parse_padding(padding), flip, float(up[0] * up[1]))
@@ -70,8 +71,7 @@ def filtered_lrelu(
     size = check_output(x.shape, filter_size(fu), upsample)
     check_output((*x.shape[:2], *size[::-1]), filter_size(fd), downsample)
     run = dispatch(x, impl, triton=_triton, reference=reference.filtered_lrelu)
-    clamp = None if clamp is None else float(clamp)
-    run = partial(run, fu=fu, fd=fd, up=upsample, down=downsample, slope=float(slope), gain=float(gain), clamp=clamp)
+    run = partial(run, fu=fu, fd=fd, up=upsample, down=downsample, slope=slope, gain=gain, clamp=clamp)
     return _Remade.apply(x, b, run)
 
 

@@ -9,11 +9,13 @@ from torch import Tensor
 from .._dispatch import dispatch, within
 from .._operators import door
 from ..activation import activation_funcs, bias_act
+from ..activation.op import completed
 from ..convolution import backends
 from ..convolution.algebra import arranged, owned, remark
 from ..convolution.layout import dense
 from ..convolution.op import check_output, parse_factor, whole_padding
-from ..resampling.geometry import Padding, Pair, parse_padding
+from ..convolution.spec import Spec
+from ..resampling.geometry import Pair, parse_padding
 from ..resampling.op import check_filter, check_image, check_kind, filter_size
 from . import reference, to_rgb
 from .algebra import Layer, Tail
@@ -64,12 +66,10 @@ def modulated_conv2d(
 
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, equations 1 and 3.
     """
-    up, down, padding = _checked(x, weight, styles, noise, up, down, padding, resample_filter)
-    run = _chosen(
-        _modulated_conv2d, reference.modulated_conv2d,
-        x, weight, noise, up, down, padding, resample_filter, demodulate, impl,
-    )  # fmt: skip
-    return run(x, weight, styles, noise, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight))
+    spec = _checked(x, weight, styles, noise, up, down, padding, resample_filter, flip_weight)
+    layer = (x, weight, noise, resample_filter, spec, bool(demodulate))
+    run = _chosen(_modulated_conv2d, reference.modulated_conv2d, *layer, impl)
+    return run(x, weight, styles, noise, resample_filter, spec, bool(demodulate))
 
 
 @door
@@ -103,17 +103,12 @@ def modulated_conv2d_bias_act(
         act, alpha, gain, clamp: See `bias_act`. "linear", "relu" and "lrelu" are fused.
         Others as for `modulated_conv2d`.
     """
-    up, down, padding = _checked(x, weight, styles, noise, up, down, padding, resample_filter)
+    spec = _checked(x, weight, styles, noise, up, down, padding, resample_filter, flip_weight)
     _check_bias(x, weight, bias)
-    alpha, gain, clamp = _completed(act, alpha, gain, clamp)
-    run = _chosen(
-        _modulated_conv2d_bias_act, reference.modulated_conv2d_bias_act,
-        x, weight, noise, up, down, padding, resample_filter, demodulate, impl,
-    )  # fmt: skip
-    return run(
-        x, weight, styles, noise, bias, up, down, padding, resample_filter, bool(demodulate), bool(flip_weight),
-        act, alpha, gain, clamp,
-    )  # fmt: skip
+    numbers = completed(act, alpha, gain, clamp)
+    layer = (x, weight, noise, resample_filter, spec, bool(demodulate))
+    run = _chosen(_modulated_conv2d_bias_act, reference.modulated_conv2d_bias_act, *layer, impl)
+    return run(x, weight, styles, noise, bias, resample_filter, spec, bool(demodulate), act, *numbers)
 
 
 def _modulated_conv2d(
@@ -121,12 +116,9 @@ def _modulated_conv2d(
     weight: Tensor,
     styles: Tensor,
     noise: Tensor | None,
-    up: int,
-    down: int,
-    padding: Padding,
-    resample_filter: Tensor | None,
+    f: Tensor | None,
+    spec: Spec,
     demodulate: bool,
-    flip_weight: bool,
     bias: Tensor | None = None,
     tail: Tail = Tail(),
     *,
@@ -137,16 +129,16 @@ def _modulated_conv2d(
         d, wide = None, torch.promote_types(x.dtype, torch.float32)
         if demodulate:
             weight, styles, d = reference.demodulated(weight, styles, x.dtype)
-        if own and _kind(weight, noise, up, down, padding, demodulate) == "to_rgb":
+        if own and _kind(weight, noise, spec, demodulate) == "to_rgb":
             weight = weight.to(wide).flatten(1) * styles.to(wide)[:, None]              # [N, O, I]
             return to_rgb.ToRGB.apply(x, weight, bias, tail)
         if noise is not None:
             noise = noise.reshape(1, -1) if noise.ndim == 2 else noise.flatten(1)
-        x, weight, how = arranged(x, weight, up, down, padding, flip_weight=flip_weight)
+        x, weight, plan = arranged(x, weight, spec)
         if own:
-            how, weight = owned(how, x, weight, resample_filter)
+            plan, weight = owned(plan, x, weight, f)
         weight, styles = weight.to(x.dtype), styles.to(wide)
-        return Layer.apply(dense(x), weight, styles, d, noise, bias, resample_filter, how, tail)
+        return Layer.apply(dense(x), weight, styles, d, noise, bias, f, plan, tail)
 
 
 def _modulated_conv2d_bias_act(
@@ -155,12 +147,9 @@ def _modulated_conv2d_bias_act(
     styles: Tensor,
     noise: Tensor | None,
     bias: Tensor | None,
-    up: int,
-    down: int,
-    padding: Padding,
-    resample_filter: Tensor | None,
+    f: Tensor | None,
+    spec: Spec,
     demodulate: bool,
-    flip_weight: bool,
     act: str,
     alpha: float,
     gain: float,
@@ -168,7 +157,7 @@ def _modulated_conv2d_bias_act(
     *,
     own: bool = False,
 ) -> Tensor:
-    layer = (x, weight, styles, noise, up, down, padding, resample_filter, demodulate, flip_weight)
+    layer = (x, weight, styles, noise, f, spec, demodulate)
     alpha = {"linear": 1.0, "relu": 0.0}.get(act, alpha)
     # the backward reads the slope off the sign of the output
     if activation_funcs[act].homogeneous and alpha >= 0 and gain > 0:
@@ -183,16 +172,14 @@ def _chosen(
     x: Tensor,
     weight: Tensor,
     noise: Tensor | None,
-    up: int,
-    down: int,
-    padding: Padding,
     f: Tensor | None,
+    spec: Spec,
     demodulate: bool,
     impl: str | None,
 ) -> Callable[..., Tensor]:
     """What computes the layer: `run`, with PyTorch's convolution or our own, or the `definition`."""
-    kind = _kind(weight, noise, up, down, padding, demodulate)
-    of_others = partial(remark, x, weight, f, up, down, padding)
+    kind = _kind(weight, noise, spec, demodulate)
+    of_others = partial(remark, x, weight, f, spec)
     return dispatch(
         x,
         impl,
@@ -204,12 +191,12 @@ def _chosen(
     )
 
 
-def _kind(weight: Tensor, noise: Tensor | None, up: int, down: int, padding: Padding, demodulate: bool) -> str:
+def _kind(weight: Tensor, noise: Tensor | None, spec: Spec, demodulate: bool) -> str:
     """What the layer is to `preference`; "to_rgb" has kernels of its own."""
-    pointwise = weight.shape[2:] == (1, 1) and up == down == 1 and not any(padding)
+    pointwise = weight.shape[2:] == (1, 1) and spec.up == spec.down == 1 and not any(spec.padding)
     if pointwise and not demodulate and noise is None and len(weight) <= to_rgb.MOST:
         return "to_rgb"
-    return f"modulated {backends.kind(weight, up, down)}"
+    return f"modulated {backends.kind(weight, spec)}"
 
 
 def _checked(
@@ -221,8 +208,9 @@ def _checked(
     down: int,
     padding: int | Sequence[int],
     resample_filter: Tensor | None,
-) -> tuple[int, int, Padding]:
-    """up, down and the whole padding, from arguments that fit together."""
+    flip_weight: bool,
+) -> Spec:
+    """The convolution, of arguments that fit together."""
     check_image(x)
     check_filter(resample_filter, x, "resample_filter")
     _check_weight(x, weight)
@@ -231,20 +219,8 @@ def _checked(
     padding = parse_padding(padding)
     size = check_output(x, weight, resample_filter, up, down, padding)
     _check_noise(x, noise, size)
-    return up, down, whole_padding(filter_size(resample_filter), up, down, padding)
-
-
-def _completed(
-    act: str, alpha: float | None, gain: float | None, clamp: float | None
-) -> tuple[float, float, float | None]:
-    if act not in activation_funcs:
-        raise ValueError(f"act={act!r}: expected one of {', '.join(map(repr, activation_funcs))}")
-    if clamp is not None and not clamp >= 0:
-        raise ValueError(f"clamp must be None or at least 0, got {clamp}")
-    activation = activation_funcs[act]
-    alpha = activation.def_alpha if alpha is None else float(alpha)
-    gain = activation.def_gain if gain is None else float(gain)
-    return alpha, gain, None if clamp is None else float(clamp)
+    padding = whole_padding(filter_size(resample_filter), up, down, padding)
+    return Spec(up, down, padding, flip_weight=bool(flip_weight))
 
 
 def _check_bias(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..activation.reference import bias_act
 from ..convolution.reference import conv2d_resample
-from ..resampling.geometry import Padding
+from ..convolution.spec import Spec
 
 
 def modulated_conv2d(
@@ -15,12 +15,9 @@ def modulated_conv2d(
     weight: Tensor,
     styles: Tensor,
     noise: Tensor | None,
-    up: int,
-    down: int,
-    padding: Padding,
-    resample_filter: Tensor | None,
+    f: Tensor | None,
+    spec: Spec,
     demodulate: bool,
-    flip_weight: bool,
 ) -> Tensor:
     """Scale the input by the styles, convolve with shared weights, scale the output to unit variance.
 
@@ -30,7 +27,7 @@ def modulated_conv2d(
     if demodulate:
         weight, styles, d = demodulated(weight, styles, x.dtype)
     x = x * styles.to(x.dtype)[:, :, None, None]
-    y = conv2d_resample(x, weight.to(x.dtype), resample_filter, up, down, padding, 1, flip_weight, False)
+    y = conv2d_resample(x, weight.to(x.dtype), f, spec)
     if d is not None:
         y = y * d.to(y.dtype)[:, :, None, None]
     return y if noise is None else y + noise.to(y.dtype)
@@ -42,19 +39,16 @@ def modulated_conv2d_bias_act(
     styles: Tensor,
     noise: Tensor | None,
     bias: Tensor | None,
-    up: int,
-    down: int,
-    padding: Padding,
-    resample_filter: Tensor | None,
+    f: Tensor | None,
+    spec: Spec,
     demodulate: bool,
-    flip_weight: bool,
     act: str,
     alpha: float,
     gain: float,
     clamp: float | None,
 ) -> Tensor:
     """One after the other."""
-    y = modulated_conv2d(x, weight, styles, noise, up, down, padding, resample_filter, demodulate, flip_weight)
+    y = modulated_conv2d(x, weight, styles, noise, f, spec, demodulate)
     return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp)
 
 
