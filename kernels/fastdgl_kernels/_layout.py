@@ -1,5 +1,7 @@
 """The order of tensors in memory, as kernels need it. Nothing is copied that lies as it should."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -20,3 +22,36 @@ def in_order_of(x: Tensor, like: Tensor) -> Tensor:
     if all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape)):
         return x
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether neighbours in memory are channels; with one channel or one pixel it is both, and called first."""
+    return x.stride(1) == 1 and not x.is_contiguous()
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Of images without gaps; where both formats fit, PyTorch's own is meant."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x` without gaps: channels last in 16 bits, which is what tensor cores take, else in the layout it has.
+
+    Autograd hands over gradients in any layout, expanded ones among them.
+    """
+    return x.contiguous(memory_format=torch.channels_last if x.element_size() == 2 else memory_format(x))
+
+
+def dense_like(x: Tensor, like: Tensor) -> Tensor:
+    """`x` without gaps, in the layout of `like`, which has none."""
+    return x.contiguous(memory_format=memory_format(like))
+
+
+def small(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors of less than an image, contiguous: they may come expanded or as slices."""
+    return [None if t is None else t.contiguous() for t in tensors]
+
+
+def sample_stride(t: Tensor | None) -> int:
+    """Of contiguous `[N, ...]`, from one sample to the next; 0 where all share one, or have none."""
+    return 0 if t is None or t.shape[0] == 1 else prod(t.shape[1:])

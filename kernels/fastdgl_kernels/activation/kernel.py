@@ -38,6 +38,19 @@ def _sigmoid(x):
 
 
 @triton.jit
+def ended(v, ALPHA: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr):
+    """clamp(gain * lrelu(v)), where another kernel ends with it; CLAMP may be None."""
+    if ALPHA != 1:
+        v = tl.where(v > 0, v, v * ALPHA)
+    if GAIN != 1:
+        v *= GAIN
+    if CLAMP is not None:
+        # comparisons, not minimum and maximum: these would turn NaN into the bound
+        v = tl.where(v > CLAMP, CLAMP, tl.where(v < -CLAMP, -CLAMP, v))
+    return v
+
+
+@triton.jit
 def _value(u, alpha, ACT: tl.constexpr):
     """act(u); NaN where u is."""
     if ACT == "relu":

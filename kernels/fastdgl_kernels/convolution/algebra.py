@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._dispatch import within
+from .._layout import dense, dense_like
 from ..resampling.geometry import Padding, Pair, Resample
 from ..resampling.op import filter_size, upfirdn2d
 from ..resampling.reference import split_padding
-from .layout import dense, dense_like
 from .reference import rest_of_padding, transposable
 from .spec import Spec
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._layout import is_channels_last
 from .._tuning import architecture
-from .layout import is_channels_last
 from .spec import Spec
 
 # An entry is of a layer, as `layer` spells it, or of all layers of a kind that have none of their own. Nothing here has

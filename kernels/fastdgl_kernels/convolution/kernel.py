@@ -22,8 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
+from .._layout import sample_stride, small
 from .._operators import opaque
 from .._tuning import architecture
+from ..activation.kernel import ended
 from ..resampling.geometry import Pair
 from ..resampling.kernel import Tail
 from .algebra import Geometry
@@ -112,12 +114,7 @@ def _convolution(
             acc = tl.where((o // C == phase)[:, None], acc + one, acc)
     if bias is not None:
         acc += tl.load(bias + o % C).to(tl.float32)[:, None]
-    if ALPHA != 1:
-        acc = tl.where(acc > 0, acc, acc * ALPHA)
-    if GAIN != 1:
-        acc *= GAIN
-    if CLAMP is not None:
-        acc = tl.where(acc > CLAMP, CLAMP, tl.where(acc < -CLAMP, -CLAMP, acc))
+    acc = ended(acc, ALPHA, GAIN, CLAMP)
     # the channels of a row of pixels lie side by side
     row = o if PH == 1 else o // (PW * C) * (W * PW * C) + o % (PW * C)
     out = y + n.to(tl.int64) * H * W * O + (h * PH * W + v)[:, None] * (PW * C) + row[None, :]
@@ -319,17 +316,16 @@ def _run(
 ) -> None:
     """One launch. A column of the product may be several `pixels` of y, rows by columns; they are then so many rows."""
     N, I, O, (H, W), (PH, PW) = len(x), x.shape[1], y.shape[1] * pixels[0] * pixels[1], y.shape[2:], pixels
-    noise_stride = 0 if tail.noise is None or len(tail.noise) == 1 else H * W
-    # they may come expanded or as slices
-    d, noise, bias = (None if few is None else few.contiguous() for few in (tail.demod, tail.noise, tail.bias))
+    d, noise, bias = small(tail.demod, tail.noise, tail.bias)
     paired = pixels == (1, 2)
     H, W, I, taps = H // PH, W // PW, 2 * I if paired else I, geometry.kernel[0]
     t = t or tile(H, W, I // 2 if paired else I * taps // 3, O, architecture(x.device))
     programs = N * triton.cdiv(H, t.BH) * triton.cdiv(W, t.BW) * (O // t.BO)
     launch(
         _convolution, programs,
-        x, w, d, noise, bias, y, N, H, W, int(w.ndim == 5), noise_stride, I, O, tail.alpha, tail.gain, tail.clamp,
-        taps, geometry.stride, geometry.transposed, paired, PH, PW, *t.blocks.values(),
+        x, w, d, noise, bias, y, N, H, W, int(w.ndim == 5), sample_stride(noise), I, O,
+        tail.alpha, tail.gain, tail.clamp, taps, geometry.stride, geometry.transposed, paired, PH, PW,
+        *t.blocks.values(),
         num_warps=t.num_warps, num_stages=t.num_stages,
     )  # fmt: skip
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._dispatch import within
+from .._layout import dense, dense_like
 from ..convolution.algebra import Plan, filtered
-from ..convolution.layout import dense, dense_like
 from ..resampling.op import upfirdn2d
 
 # the kernels are imported where they are launched, so that the package imports without Triton

@@ -12,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
+from .._layout import is_channels_last, sample_stride, small
 from .._operators import opaque
-from ..convolution.layout import is_channels_last
+from ..activation.kernel import ended
 
 # elements of a tile: 16 for each of 128 threads
 TILE = 2048
@@ -52,13 +53,7 @@ def _forward(
         v += tl.load(noise + n.to(tl.int64) * noise_stride + p, mask=p < P, other=0.0).to(wide)[:, None]
     if bias is not None:
         v += tl.load(bias + c, mask=c < C, other=0.0).to(wide)[None, :]
-    if ALPHA != 1:
-        v = tl.where(v > 0, v, v * ALPHA)
-    if GAIN != 1:
-        v *= GAIN
-    if CLAMP is not None:
-        # comparisons, not minimum and maximum: these would turn NaN into the bound
-        v = tl.where(v > CLAMP, CLAMP, tl.where(v < -CLAMP, -CLAMP, v))
+    v = ended(v, ALPHA, GAIN, CLAMP)
     tl.store(_tile(y, n, p0, c0, C, P, CHANNELS_LAST, BP, BC), v.to(dtype), mask=inside)
 
 
@@ -168,9 +163,9 @@ def forward(
     if y.numel() == 0:
         return y
     N, C, P, layout = _sizes(u)
-    d, noise, bias = _contiguous(d, noise, bias)
+    d, noise, bias = small(d, noise, bias)
     grid = (triton.cdiv(P, layout["BP"]), triton.cdiv(C, layout["BC"]), N)
-    launch(_forward, grid, u, d, noise, bias, y, C, P, _stride(noise), alpha, gain, clamp, *layout.values())
+    launch(_forward, grid, u, d, noise, bias, y, C, P, sample_stride(noise), alpha, gain, clamp, *layout.values())
     return y
 
 
@@ -191,7 +186,7 @@ def backward(
     normal u * d, it erred 2.5 times as much in fp16 as from u itself. In return, a layer keeps one image less.
     """
     N, C, P, layout = _sizes(y)
-    d, noise, bias = _contiguous(d, noise, bias)
+    d, noise, bias = small(d, noise, bias)
     wide = torch.promote_types(y.dtype, torch.float32)
     chunks, blocks = triton.cdiv(P, layout["BP"] * STEPS), triton.cdiv(C, layout["BC"])
     du = torch.empty_like(y) if of_u else None
@@ -201,7 +196,7 @@ def backward(
     if y.numel() > 0:
         launch(
             _backward, (chunks, blocks, N),
-            dy, y, d, noise, bias, du, sum_g, sum_gu, dnoise, C, P, _stride(noise), alpha, gain, clamp,
+            dy, y, d, noise, bias, du, sum_g, sum_gu, dnoise, C, P, sample_stride(noise), alpha, gain, clamp,
             *layout.values(), STEPS,
         )  # fmt: skip
     return (
@@ -218,7 +213,7 @@ def scale_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """For t, the gradient of x * s: the gradients of x and of s `[N, C]`, and x * s once more; those asked for."""
     N, C, P, layout = _sizes(x)
-    (s,) = _contiguous(s)
+    (s,) = small(s)
     chunks, blocks = triton.cdiv(P, layout["BP"] * STEPS), triton.cdiv(C, layout["BC"])
     dx = torch.empty_like(x) if of_x else None
     xs = torch.empty_like(x) if again else None
@@ -249,12 +244,3 @@ def _sizes(x: Tensor) -> tuple[int, int, int, dict]:
     if N > SAMPLES:
         raise ValueError(f"x must have at most {SAMPLES} samples for the kernels of a layer, got {N}: split the batch")
     return N, C, H * W, tile(C, H * W, is_channels_last(x))
-
-
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The small tensors, which may come expanded or as slices."""
-    return [None if t is None else t.contiguous() for t in tensors]
-
-
-def _stride(noise: Tensor | None) -> int:
-    return 0 if noise is None or noise.shape[0] == 1 else noise.shape[1]

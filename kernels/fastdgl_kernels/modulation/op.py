@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from .._dispatch import dispatch, within
+from .._layout import dense
 from .._operators import door
 from ..activation import activation_funcs, bias_act
 from ..activation.op import completed
 from ..convolution import backends
 from ..convolution.algebra import arranged, owned, remark
-from ..convolution.layout import dense
 from ..convolution.op import check_output, parse_factor, whole_padding
 from ..convolution.spec import Spec
 from ..resampling.geometry import Pair, parse_padding

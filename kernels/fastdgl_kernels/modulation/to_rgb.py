@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..convolution.layout import dense_like, is_channels_last
+from .._layout import dense_like, is_channels_last
 from .algebra import Slope, Tail
 
 # the kernels are imported where they are launched, so that the package imports without Triton

@@ -13,8 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
+from .._layout import is_channels_last, small
 from .._operators import opaque
-from ..convolution.layout import is_channels_last
+from ..activation.kernel import ended
 from .epilogue import STEPS, TILE, _tile, tile
 
 
@@ -43,13 +44,7 @@ def _forward(
         v = tl.sum(sums[o], axis=1)
         if bias is not None:
             v += tl.load(bias + o).to(tl.float32)
-        if ALPHA != 1:
-            v = tl.where(v > 0, v, v * ALPHA)
-        if GAIN != 1:
-            v *= GAIN
-        if CLAMP is not None:
-            # comparisons, not minimum and maximum: these would turn NaN into the bound
-            v = tl.where(v > CLAMP, CLAMP, tl.where(v < -CLAMP, -CLAMP, v))
+        v = ended(v, ALPHA, GAIN, CLAMP)
         tl.store(y + o * P + p, v.to(y.dtype.element_ty), mask=p < P)
 
 
@@ -115,7 +110,7 @@ def forward(
     t = forward_tile(I, H * W, is_channels_last(x))
     launch(
         _forward, N * triton.cdiv(H * W, t["BP"]),
-        x, w.contiguous(), None if bias is None else bias.contiguous(), y, I, H * W, O, alpha, gain, clamp,
+        x, *small(w, bias), y, I, H * W, O, alpha, gain, clamp,
         triton.cdiv(I, t["BC"]), *t.values(),
     )  # fmt: skip
     return y

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .._launch import launch
+from .._layout import dense_like, is_channels_last, memory_format, sample_stride
 from .._operators import opaque
-from ..convolution.layout import dense_like, is_channels_last
 from ..modulation.epilogue import STEPS, tile
 
 
@@ -144,14 +144,12 @@ def forward(x: Tensor, scale: Tensor, shift: Tensor, act: str, up: int, z: Tenso
     N, C, H, W = x.shape
     x = dense_like(x, x)
     z = None if z is None else dense_like(z, x)
-    channels_last = is_channels_last(x)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    y = torch.empty([N, C, H * up, W * up], dtype=x.dtype, device=x.device, memory_format=memory_format)
-    t = tile(C, H * W, channels_last)
+    y = torch.empty([N, C, H * up, W * up], dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    t = tile(C, H * W, is_channels_last(x))
     launch(
         _forward, N * triton.cdiv(H * W, t["BP"]) * triton.cdiv(C, t["BC"]),
-        x, z, scale.contiguous(), shift.contiguous(), y, C // group(C), H * W, W * up, _stride(scale), _stride(shift),
-        act == "relu", up, group(C), *t.values(),
+        x, z, scale.contiguous(), shift.contiguous(), y, C // group(C), H * W, W * up,
+        sample_stride(scale), sample_stride(shift), act == "relu", up, group(C), *t.values(),
     )  # fmt: skip
     return y
 
@@ -178,7 +176,7 @@ def backward(
     launch(
         _backward, N * chunks * triton.cdiv(C, t["BC"]),
         dense_like(dy, x), x, scale.contiguous(), shift.contiguous(), dx, dscale, dshift, C // group(C), H * W, W * up,
-        _stride(scale), _stride(shift), act == "relu", up, scaled, group(C), *t.values(), STEPS,
+        sample_stride(scale), sample_stride(shift), act == "relu", up, scaled, group(C), *t.values(), STEPS,
     )  # fmt: skip
     return dx, *(None if parts is None else parts.sum(1) for parts in (dscale, dshift))
 
@@ -186,8 +184,3 @@ def backward(
 def group(C: int) -> int:
     """Channels that come together: of 8, the compiler knows that 16 bytes may be moved at once."""
     return 8 if C % 8 == 0 else 1
-
-
-def _stride(t: Tensor) -> int:
-    """From one sample to the next."""
-    return 0 if len(t) == 1 else t.shape[1]

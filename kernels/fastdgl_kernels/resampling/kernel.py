@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._launch import launch
+from .._layout import is_channels_last, memory_format, sample_stride, small
 from .._operators import opaque
 from .._tuning import architecture, tuned
 from .geometry import Pair, Resample
@@ -281,7 +282,7 @@ def empty_output(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
 def upfirdn2d(x: Tensor, f: Tensor | None, resample: Resample, tail: Tail | None = None) -> Tensor:
     """Insert zeros, pad or crop, filter, decimate; `[N, C, H', W']` in the memory format of x."""
     factors = _factors(f)
-    if fits(x, factors, resample) and (tail is None or memory_format(x) == torch.channels_last):
+    if fits(x, factors, resample) and (tail is None or is_channels_last(x)):
         return _separable(x, *factors, resample, tail or Tail(), tail is not None)
     if tail is not None:
         raise NotImplementedError("only images that are channels last, and that `fits`, have a tail")
@@ -301,7 +302,7 @@ def fits(x: Tensor, factors: tuple[Tensor, Tensor] | None, resample: Resample) -
     (ux, uy), (dx, dy) = resample.up, resample.down
     return (
         factors is not None
-        and (memory_format(x) == torch.contiguous_format or x.shape[1] % 8 == 0)
+        and (not is_channels_last(x) or x.shape[1] % 8 == 0)
         and x.is_contiguous(memory_format=memory_format(x))
         and ux == uy
         and dx == dy
@@ -314,17 +315,15 @@ def _separable(x: Tensor, fx: Tensor, fy: Tensor, resample: Resample, tail: Tail
     N, C, H, W = x.shape
     OW, OH = resample.output_size((W, H), (len(fx), len(fy)))
     y = torch.empty([N, C, OH, OW], dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    channels_last = memory_format(x) == torch.channels_last
+    channels_last = is_channels_last(x)
     group = 8 if channels_last else 1
     taps = max(len(fx), len(fy))
     factors = resample.up[0], resample.down[0]
     tile = separable_tile(architecture(x.device), x.element_size(), C, (OW, OH), *factors, taps, channels_last)
-    # they may come expanded or as slices
-    demod, noise, bias = (None if t is None else t.contiguous() for t in (tail.demod, tail.noise, tail.bias))
-    noise_stride = 0 if noise is None or noise.shape[0] == 1 else OH * OW
+    demod, noise, bias = small(tail.demod, tail.noise, tail.bias)
     launch(
         separable_kernel, N * tile.programs(C, OW, OH),
-        x, fx, fy, y, demod, noise, bias, noise_stride, H, W, C // group, OH, OW,
+        x, fx, fy, y, demod, noise, bias, sample_stride(noise), H, W, C // group, OH, OW,
         resample.gain, tail.alpha, tail.gain, tail.clamp or 0.0,
         *factors, resample.padding[0], resample.padding[2],
         len(fx), len(fy), resample.flip_filter, has_tail, tail.clamp is not None, group, channels_last,
@@ -390,7 +389,7 @@ def _general(x: Tensor, f: Tensor, resample: Resample, dtype: torch.dtype) -> Te
     FH, FW = f.shape
     OW, OH = resample.output_size((W, H), (FW, FH))
     y = torch.empty([N, C, OH, OW], dtype=dtype, device=x.device, memory_format=memory_format(x))
-    channels_last = memory_format(x) == torch.channels_last
+    channels_last = is_channels_last(x)
     (ux, uy), (dx, dy), (px, _, py, _) = resample.up, resample.down, resample.padding
     elements, warps = tuned("upfirdn2d", architecture(x.device))
     vector = min(triton.next_power_of_2(C if channels_last else OW), 128)
@@ -419,12 +418,6 @@ def _lead(pad: int, up: int) -> Pair:
 def _far(x: Tensor) -> bool:
     """Whether offsets within a sample need 64 bits."""
     return sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:])) >= 2**31
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels last if channels lie together; where both formats fit, PyTorch's own is meant."""
-    last = x.stride(1) == 1 and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 _separated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

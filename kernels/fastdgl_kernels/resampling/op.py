@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._dispatch import dispatch
+from .._layout import memory_format
 from .._operators import door
 from . import geometry, reference
 from .geometry import Pair, Resample, parse_padding, parse_scaling
@@ -110,7 +111,7 @@ class _Upfirdn2d(Function):
     def forward(ctx, x, f, resample):
         from . import kernel
 
-        size, ctx.memory_format = (x.shape[3], x.shape[2]), kernel.memory_format(x)
+        size, ctx.memory_format = (x.shape[3], x.shape[2]), memory_format(x)
         ctx.save_for_backward(f)
         ctx.adjoint = resample.adjoint(size, filter_size(f))
         return kernel.upfirdn2d(x, f, resample)
