@@ -78,10 +78,15 @@ def dispatch(
     if name not in ("auto", "fastest", *implementations):
         raise ValueError(f"{source}={name!r}: {operator} has no such implementation, it has {_listed(implementations)}")
     obstacle = {"auto": why_not_by_itself, "fastest": why_not}.get(name)
-    preferred = preference() if obstacle and preference else None
-    order = sorted(implementations, key=lambda n: n != preferred[0]) if preferred else list(implementations)
-    taken = next(n for n in order if obstacle(n, x) is None) if obstacle else name
-    if _explaining.get():
+    taken, preferred, explaining = name, None, _explaining.get()
+    if obstacle:
+        able = [n for n in implementations if obstacle(n, x) is None]
+        # where only one can run beside the reference, nobody need say which is faster
+        if preference and (len(able) > 2 or explaining):
+            preferred = preference()
+        taken = preferred[0] if preferred and preferred[0] in able else able[0]
+    if explaining:
+        order = sorted(implementations, key=lambda n: n != preferred[0]) if preferred else implementations
         raise _Explanation(_explanation(x, operator, name, source, taken, order, preferred, remarks))
     if reason := why_not(taken, x):
         raise RuntimeError(f"{source}={name!r} cannot run {operator} on x of shape {tuple(x.shape)}: {reason}")
