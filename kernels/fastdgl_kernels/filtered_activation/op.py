@@ -16,6 +16,7 @@ from ..resampling import upfirdn2d
 from ..resampling.geometry import Resample, parse_padding, parse_scaling
 from ..resampling.op import check_filter, check_image, check_output, filter_size
 from . import reference
+from .reference import Spec
 
 
 @door
@@ -71,23 +72,14 @@ def filtered_lrelu(
     size = check_output(x.shape, filter_size(fu), upsample)
     check_output((*x.shape[:2], *size[::-1]), filter_size(fd), downsample)
     run = dispatch(x, impl, triton=_triton, reference=reference.filtered_lrelu)
-    run = partial(run, fu=fu, fd=fd, up=upsample, down=downsample, slope=slope, gain=gain, clamp=clamp)
+    run = partial(run, fu=fu, fd=fd, spec=Spec(upsample, downsample, slope, gain, clamp))
     return _Remade.apply(x, b, run)
 
 
-def _triton(
-    x: Tensor,
-    b: Tensor | None,
-    fu: Tensor | None,
-    fd: Tensor | None,
-    up: Resample,
-    down: Resample,
-    slope: float,
-    gain: float,
-    clamp: float | None,
-) -> Tensor:
+def _triton(x: Tensor, b: Tensor | None, fu: Tensor | None, fd: Tensor | None, spec: Spec) -> Tensor:
+    up, down, *numbers = spec
     x = upfirdn2d(bias_act(x, b, impl="triton"), fu, up.up, 1, up.padding, up.flip_filter, up.gain, impl="triton")
-    x = bias_act(x, None, 1, "lrelu", slope, gain, clamp, impl="triton")
+    x = bias_act(x, None, 1, "lrelu", *numbers, impl="triton")
     return upfirdn2d(x, fd, 1, down.down, 0, down.flip_filter, impl="triton")
 
 
