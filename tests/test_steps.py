@@ -34,13 +34,18 @@ def adversaries(frozen=(), updated=(), weight=0.1, dynamic=False):
     for name, parameter in G.named_parameters():
         if name.endswith("noise_strength"):
             nn.init.constant_(parameter, 0.1)
+    return with_engines(CONFIG, G, discriminator, frozen, updated, weight, dynamic)
+
+
+def with_engines(config, G, discriminator, frozen, updated, weight, dynamic=False):
+    """The networks of a GAN in their engines; `discriminator` gives that of a seed, 1 the student's."""
     frozen, updated = [freeze(discriminator(seed)) for seed in frozen], [discriminator(seed) for seed in updated]
-    run = Run(0, 1, CPU)
+    run, adam, loss = Run(0, 1, CPU), config.optimizer, config.loss
     gan = steps.Adversaries(
-        G=make_engine(G, CONFIG.optimizer.generator, LOSS.path_length_interval, CONFIG, run),
-        D=make_engine(discriminator(1), CONFIG.optimizer.discriminator, LOSS.r1_interval, CONFIG, run),
+        G=make_engine(G, adam.generator, loss.path_length_interval, config, run),
+        D=make_engine(discriminator(1), adam.discriminator, loss.r1_interval, config, run),
         guide=Guide(frozen + updated, weight, dynamic=dynamic),
-        updated_teachers=[make_engine(D, CONFIG.optimizer.discriminator, LOSS.r1_interval, CONFIG, run) for D in updated],
+        updated_teachers=[make_engine(D, adam.discriminator, loss.r1_interval, config, run) for D in updated],
         path_length_mean=torch.zeros([]),
     )
     for engine in [gan.G, gan.D, *gan.updated_teachers]:

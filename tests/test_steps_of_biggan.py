@@ -5,15 +5,13 @@ import copy
 import pytest
 import torch
 from numerics import normal
-from test_steps import Kept, everything, ignore, kept, same, state
+from test_steps import Kept, everything, ignore, kept, same, state, with_engines
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdgl import config as configs
 from fastdgl import ema, losses, steps
 from fastdgl.assembly import Student
-from fastdgl.engines import Run, make_engine
-from fastdgl.guidance import Guide, freeze
 from fastdgl.journal import Statistics
 from fastdgl.latents import Latents
 from fastdgl.models import biggan
@@ -41,18 +39,7 @@ def adversaries(frozen=(), updated=(), weight=0.1):
     """A GAN of the same numbers every time, with teachers of these seeds."""
     torch.manual_seed(0)
     G = biggan.Generator(**CONFIG.model.generator_arguments(CLASSES))
-    frozen, updated = [freeze(discriminator(seed)) for seed in frozen], [discriminator(seed).train() for seed in updated]
-    run = Run(0, 1, CPU)
-    gan = steps.Adversaries(
-        G=make_engine(G, CONFIG.optimizer.generator, 0, CONFIG, run),
-        D=make_engine(discriminator(1), CONFIG.optimizer.discriminator, 0, CONFIG, run),
-        guide=Guide(frozen + updated, weight),
-        updated_teachers=[make_engine(D, CONFIG.optimizer.discriminator, 0, CONFIG, run) for D in updated],
-        path_length_mean=torch.zeros([]),
-    )
-    for engine in [gan.G, gan.D, *gan.updated_teachers]:
-        engine.module.requires_grad_(False)
-    return gan
+    return with_engines(CONFIG, G, discriminator, frozen, updated, weight)
 
 
 def random_inputs():

@@ -1,6 +1,5 @@
 """How long something takes: warmed up, repeated, with inputs that the cache cannot hold, and in turns with its rivals."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
@@ -37,16 +36,6 @@ def cuda_stopwatch(run: Callable[[int], object], repetitions: int, *, ahead: boo
         end.record()
     torch.cuda.synchronize()
     return [start.elapsed_time(end) * 1e3 for start, end in events]
-
-
-def cpu_stopwatch(run: Callable[[int], object], repetitions: int) -> list[float]:
-    """By the clock of the CPU, for tests and for what the CPU itself takes."""
-    samples = []
-    for i in range(repetitions):
-        start = time.perf_counter()
-        run(i)
-        samples.append((time.perf_counter() - start) * 1e6)
-    return samples
 
 
 def times(runs: Mapping[str, Sequence[Callable[[], object]]], stopwatch: Stopwatch, repetitions: int = REPETITIONS) -> dict[str, dict]:

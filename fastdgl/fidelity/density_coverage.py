@@ -1,6 +1,5 @@
 """Density and coverage: how many real images a fake lies close to, and how many of them have a fake close by."""
 
-import torch
 from torch import Tensor
 
 from .neighbours import distances, squared_radii

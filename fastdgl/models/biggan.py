@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..latents import Latents, seeded_z
 from .batch_norm import BatchNormReLU, ConditionalBatchNormReLU, running_statistics, untracked
-from .precision import at_precision, widened
+from .precision import at_precision
 from .pretrained import Pretrained
 from .spectral_norm import Conv2d, Embedding, Linear, NormalizedEmbedding, SpectralNorm
 
