@@ -325,7 +325,7 @@ def test_says_how_to_install_what_reads_hdf5(tmp_path, monkeypatch):
     (tmp_path / "set.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "h5py" else find_spec(name))
-    assert "reading one needs h5py: install it by `pip install 'fastdgl[hdf5]'`" in sentence(tmp_path / "set.hdf5")
+    assert "reading one needs h5py: install it by `pip install -c constraints.txt -e \".[hdf5]\"`" in sentence(tmp_path / "set.hdf5")
 
 
 @needs_h5py

@@ -28,7 +28,7 @@ class Hdf5:
     def __init__(self, path: Path):
         self.path = path
         if importlib.util.find_spec("h5py") is None:
-            raise DatasetError(f"{path} is an HDF5 file, and reading one needs h5py: install it by `pip install 'fastdgl[hdf5]'`")
+            raise DatasetError(f"{path} is an HDF5 file, and reading one needs h5py: install it by `pip install -c constraints.txt -e \".[hdf5]\"`")
         self._open = PerProcess(_open_file, path)
         images = self._dataset("imgs")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
