@@ -13,8 +13,11 @@ def test_a_file_takes_its_place_at_the_end(tmp_path):
     (tmp_path / "a").write_text("old")
     with atomically(tmp_path / "a") as unfinished:
         unfinished.write_text("new")
+        written = unfinished.stat().st_ino
         assert (tmp_path / "a").read_text() == "old" and unfinished.parent == tmp_path
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "new"
+    # renamed, not copied
+    assert (tmp_path / "a").stat().st_ino == written
 
 
 @pytest.mark.parametrize("write", [lambda p: p.write_text("half"), lambda p: (p.mkdir(), (p / "half").write_text("")), lambda p: None],
