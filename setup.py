@@ -23,7 +23,7 @@ setup(
         # to fetch generators from the Hugging Face Hub
         "hub": ["huggingface_hub"],
         # torch for CUDA brings triton along; the tests interpret the kernels without a GPU
-        "test": ["pytest", "pytest-benchmark", "h5py", *EXPORT, "triton>=3.6; platform_system == 'Linux'"],
+        "test": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "h5py", *EXPORT, "triton>=3.6; platform_system == 'Linux'"],
     },
     entry_points={"console_scripts": ["fastdgl = fastdgl.cli:main"]},
 )
