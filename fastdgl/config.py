@@ -55,9 +55,17 @@ class Images(Section):
 class StyleGAN2(Section):
     """Generator and discriminator of StyleGAN2, config F by default.
 
+    family: Of the networks.
+    resolution: Side of the images in pixels: a power of two, at least 8.
+    channels: Of the images: 1 for grey ones, 3 for RGB.
+    conditional: Whether the networks are told each image's label.
+    z_dim, w_dim: Numbers in a latent, and in what the mapping network makes of it.
+    mapping_layers: Depth of the mapping network.
+    channel_base, channel_max: The full network has channel_base / R channels at resolution R, and at most channel_max.
     generator_fraction, discriminator_fraction: Width of the convolutions relative to the full network: DGL's students.
     narrow_const: Narrow the learned 4x4 constant with the generator; the authors of DGL keep it at full width.
     num_fp16_res: How many of the highest resolutions compute in `low_precision`; parameters stay fp32.
+    low_precision: The 16-bit format of these resolutions.
     conv_clamp: Bound on activations, which keeps 16-bit training finite; null for none.
     mbstd_group: Group of the minibatch standard deviation.
     """
@@ -119,6 +127,10 @@ class StyleGAN2(Section):
 class BigGAN(Section):
     """Generator and discriminator of BigGAN, always conditional; by default those of ImageNet at 128x128.
 
+    family: Of the networks.
+    resolution: Side of the images in pixels: 32, 64, 128 or 256.
+    channels: Of the images: 1 for grey ones, 3 for RGB.
+    z_dim: Numbers in a latent; with `hier`, a multiple of the chunks that it is cut into.
     generator_ch, discriminator_ch: Width: the multiple of which every layer's channels are made.
     hier: Hand each block a chunk of z beside the class.
     shared_dim: Width of the class embedding that all blocks share; 0 for an embedding of each block's own.
@@ -211,6 +223,7 @@ class StyleGAN2Loss(Section):
     r1_gamma: gamma; null for the heuristic 0.0002 * resolution^2 / batch.
     r1_interval: D's steps between two of its R1 steps; 0 for no R1.
     path_length_interval: G's steps between two of its path length steps; 0 for none.
+    path_length_weight, path_length_decay: w_pl, and how fast the running mean of path lengths follows.
     path_length_batch_shrink: The path length step uses a batch this many times smaller.
     style_mixing: Probability that a batch takes its later styles from a second z.
     """
@@ -252,7 +265,12 @@ class BigGANLoss(Section):
 
 
 class Adam(Section):
-    """Adam of one network, before the correction for lazy regularization."""
+    """Adam of one network, before the correction for lazy regularization.
+
+    lr: Learning rate.
+    beta1, beta2: How much of the running means of gradients and of their squares a step keeps.
+    eps: Added to the root of the mean square.
+    """
 
     lr: Annotated[float, Field(gt=0, le=1)] = 0.002
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -379,6 +397,9 @@ class Config(Section):
     """One run; each family has its own model, loss, and defaults.
 
     name: Names the run folder, with the stage.
+    stage: The name that `stages` gives this run; not to be written.
+    seed: Of the first weights, the order of the images, and all random inputs.
+    outdir: Where run folders are made.
     start: A snapshot whose G, D and averaged G the run starts from, or as for a teacher: stage II of DGL.
     keep_optimizer: Also take over the optimizers and the path length mean of the run that `start` names.
     """

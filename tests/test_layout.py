@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "atomic_files",
     "config interop",
-    "losses ema images journal grids latents",
+    "config_reference losses ema images journal grids latents",
     "models packing",
     "guidance engines",
     "checkpoints steps samples fidelity",
