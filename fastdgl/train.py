@@ -23,6 +23,7 @@ from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
 from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, start_run
 from fastdgl.images import DatasetError, ImageDataset, LabelsMissing, stream
+from fastdgl.interruption import StopRequest
 from fastdgl.journal import Journal, Statistic, new_run_folder
 from fastdgl.latents import Latents
 from fastdgl.models.cost import macs, parameter_count
@@ -37,6 +38,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 class TrainingError(RuntimeError):
     """A run that cannot go on, in one sentence."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop, and has been saved."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,11 @@ class Progress:
 
 
 def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
-    """One run from start to end, or on from the newest checkpoint in the run folder `resumed`. Called by all ranks together."""
+    """One run from start to end, or on from the newest checkpoint in the run folder `resumed`. Called by all ranks together.
+
+    Raises:
+        Stopped: A signal has asked for it; there is a checkpoint to go on from.
+    """
     batch = config.train.batch
     config.check_world_size(run.world_size)
     allow_tf32(config.engine.allow_tf32)
@@ -87,24 +96,31 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     compile_kernels(student.gan, config, run, dataset.label_dim)
     images = stream(dataset, batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
                     workers=config.images.workers, device=run.device)
-    with closing(images), closing(journal):
+    with StopRequest(run) as stop, closing(images), closing(journal):
         tick_start, maintenance, stats, suspects = progress.seen, 0.0, {}, set()
         while progress.seen < end:
             seen = progress.seen
             real, real_c = iterate(student, images, latents, config, run.world_size, progress, journal)
             journal.advance(progress.seen - seen)
-            done = progress.seen >= end
+            done, stopping = progress.seen >= end, stop.agreed()
             # the first tick closes after one step, to show that training runs
-            if done or progress.tick == 0 or progress.seen >= tick_start + config.train.tick_kimg * 1000:
+            if done or stopping or progress.tick == 0 or progress.seen >= tick_start + config.train.tick_kimg * 1000:
                 record_teachers(student, real, real_c, config.train.accumulate_discriminator, journal)
                 stats = journal.tick(progress.seen, progress.tick, maintenance)
                 suspects = check_finite(config, student, stats, suspects, tick_start, progress.seen)
                 maintenance = -time.perf_counter()
                 progress.elapsed = stats["Timing/total_sec"]["mean"]
                 progress.tick += 1
-                keep(config, run, folder, dataset, student, latents, progress, sheet, done)
+                if stopping and not done:
+                    save(config, run, folder, student, latents, progress)
+                else:
+                    keep(config, run, folder, dataset, student, latents, progress, sheet, done)
                 maintenance += time.perf_counter()
                 tick_start = progress.seen
+            if stopping:
+                journal.message(f"stopped as asked after {progress.seen / 1000:g} kimg, " +
+                                ("the end of this run" if done else f"with a checkpoint and no snapshot; go on with --resume {folder}"))
+                raise Stopped
     return summary(config, folder, dataset, student, progress, stats)
 
 
@@ -190,8 +206,13 @@ def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student:
     if due(config.train.snapshot_ticks):
         first_rank_decides(lambda: checkpoints.save_snapshot(folder / snapshot_name(progress.seen), student.networks, config, dataset, progress.seen))
     if due(config.train.checkpoint_ticks):
-        state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress), "carried_by": carried_by(config, run)}
-        checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
+        save(config, run, folder, student, latents, progress)
+
+
+def save(config: Config, run: Run, folder: Path, student: Student, latents: Latents, progress: Progress) -> None:
+    """Write a checkpoint of this moment."""
+    state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress), "carried_by": carried_by(config, run)}
+    checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
 
 
 def carried_by(config: Config, run: Run) -> dict[str, str | int]:
@@ -370,6 +391,9 @@ def main(config_path: Path | None, resume_folder: Path | None, stage: str | None
         summaries = [train(plan[0], run, resumed=resume_folder)] if resume_folder else train_all(plan, run)
         if run.rank == 0:
             click.echo("\n" + table(summaries))
+    except Stopped:
+        # which the journal has told
+        pass
     except (ConfigError, DatasetError, CheckpointError, TrainingError, OSError) as error:
         where = f" (rank {run.rank})" if run.world_size > 1 else ""
         click.echo(f"Error{where}: {error}", err=True)

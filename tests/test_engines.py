@@ -14,7 +14,7 @@ from fastdgl.engines import average_over_ranks, end_run, first_rank_decides, mak
 from fastdgl.images import ImageDataset
 from fastdgl.latents import Latents
 
-from ranks import free_port
+from ranks import free_port, join
 
 ITERATIONS = 6
 ZERO_STAGES = (0, 1, 2)
@@ -77,12 +77,6 @@ def train(config: configs.Config, run) -> dict[str, dict[str, torch.Tensor]]:
                 steps.r1_step(gan, real, real_c, loss, config.r1_gamma, ignore, passes_D)
     buffers = {f"{name}.{key}": value.clone() for name, network in student.networks.items() for key, value in network.named_buffers()}
     return {"began": began, "ended": parts(gan), "buffers": buffers}
-
-
-def join(rank: int, world_size: int, port: int):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return start_run()
 
 
 def train_in_every_way(rank: int, port: int, folder: str) -> None:

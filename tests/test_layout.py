@@ -19,7 +19,7 @@ ORDER = [
     "config_reference losses ema images journal grids latents",
     "models packing",
     "guidance engines",
-    "checkpoints steps samples fidelity",
+    "checkpoints steps samples fidelity interruption",
     "assembly drawing conversion evaluation exporting warmup",
     "train cli",
 ]

@@ -1,16 +1,13 @@
 """Whole runs of train.py: stages, what they leave behind, resuming, ranks and launchers, and what bad input gets to hear."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 import yaml
 from click.testing import CliRunner
@@ -23,30 +20,14 @@ from fastdgl.samples import SampleSheet
 from fastdgl.train import main
 
 from ranks import free_port
+from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, networks, refusal, statistics, train
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "fastdgl" / "train.py"
-
-TINY = {
-    "name": "tiny",
-    "images": {"path": "digits", "workers": 0},
-    "model": {"resolution": 32, "channels": 1, "conditional": True, "z_dim": 8, "w_dim": 8, "mapping_layers": 2,
-              "channel_base": 128, "channel_max": 8, "num_fp16_res": 0},
-    "loss": {"r1_gamma": 0.1, "r1_interval": 4, "path_length_interval": 2},
-    "train": {"batch": 8, "kimg": 0.048, "tick_kimg": 0.024, "ema_kimg": 0.05},
-    "engine": {"kind": "torch"},
-}
 STAGES = {
     "teacher": {},
     "student": {"model": {"generator_fraction": 0.5, "discriminator_fraction": 0.5}},
     "guided": {"model": {"generator_fraction": 0.5, "discriminator_fraction": 0.5}, "start": "stage:student",
                "guidance": {"weight": 0.1, "teachers": [{"checkpoint": "stage:teacher"}]}},
 }
-
-
-def dump(config: dict) -> str:
-    """YAML in the order given: that of the stages matters."""
-    return yaml.safe_dump(config, sort_keys=False)
 
 
 @pytest.fixture
@@ -59,38 +40,6 @@ def tiny(tmp_path):
         return path
 
     return write
-
-
-def train(*arguments) -> str:
-    """What a run in this process prints; it must succeed."""
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def refusal(*arguments) -> str:
-    """The one sentence that a run in this process ends with."""
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == 1, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
-    assert len(lines) == 1 and "Traceback" not in result.output
-    return lines[0]
-
-
-def launch(*command, **environment) -> str:
-    """What a launcher in a process of its own prints; it must succeed."""
-    bin_folder = Path(sys.executable).parent
-    path = os.pathsep.join([str(bin_folder), os.environ["PATH"]])
-    python_path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600, cwd=ROOT,
-                            env=os.environ | {"PATH": path, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"} | environment)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
-
-
-def networks(run: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(open_snapshot(run).path)
 
 
 # Each by itself: the mapping networks' parameters are a hundred times larger, and buffers are the same anyway.
@@ -106,10 +55,6 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
         x, y = (torch.cat([state[key].flatten() for key in keys]) for state in (a, b))
         differences.append(float((x - y).norm() / y.norm()))
     return max(differences)
-
-
-def statistics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The images of a dataset as batches without end, in an order that is a function of the position alone."""
 
 import itertools
+import signal
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -62,6 +63,7 @@ def batches(dataset: ImageDataset, index_batches: Iterable[list[int]], workers: 
         sampler=index_batches,
         batch_size=None,
         num_workers=workers,
+        worker_init_fn=leave_signals_to_the_trainer,
         pin_memory=device.type == "cuda",
         # the loader draws a seed for its workers: not from the global generator, whose state belongs to the run
         generator=torch.Generator(),
@@ -71,6 +73,13 @@ def batches(dataset: ImageDataset, index_batches: Iterable[list[int]], workers: 
             raise loaded
         pixels, labels = (x.to(device, non_blocking=True) for x in loaded)
         yield pixels, labels
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Read on through SIGTERM and SIGINT, which launchers and terminals send to workers too: the process that reads from
+    this one decides what they mean, and a worker ends with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Batches(torch.utils.data.Dataset):

@@ -1,0 +1,77 @@
+"""SIGTERM and SIGINT during training: the step is finished first, and all ranks stop after the same one."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+import torch
+import torch.distributed as dist
+
+from .engines import Run
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Inside, the first SIGTERM or SIGINT to any rank is a request to stop; the same signal again ends that process at once.
+
+        with StopRequest(run) as stop:
+            while training:
+                ...
+                if stop.agreed():
+                    ...
+
+    One of each still is one request: launchers pass a Ctrl-C on as both. A signal that comes too late for any step is
+    delivered again at the end, to do what it would have done without this.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.received: int | None = None
+        # on a GPU: the ranks' answer after the last step, on its way to the host
+        self._answer: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if self.received is None and self.run.rank == 0:
+            # not print: the signal may have come in the middle of one
+            os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint; "
+                        f"a second one ends at once, without\n".encode())
+        self.received = number
+
+    def agreed(self) -> bool:
+        """Whether a rank has been asked to stop: the same answer on every rank. All call it after every step.
+
+        On several ranks this is an all-reduce of four bytes. On GPUs the answer is that of the step before, so that no
+        rank waits for its GPU to know it.
+        """
+        if self.run.world_size == 1:
+            return self.received is not None
+        asked = torch.full([], int(self.received is not None), dtype=torch.int32, device=self.run.device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        if self.run.device.type == "cpu":
+            return bool(asked)
+        before, self._answer = self._answer, to_host(asked)
+        if before is None:
+            return False
+        answer, arrived = before
+        arrived.synchronize()
+        return bool(answer)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self.received is not None and kind is None:
+            os.kill(os.getpid(), self.received)
+
+
+def to_host(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+    """A copy of a CUDA tensor that the host may read once the event has come."""
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return copy, arrived

@@ -1,0 +1,146 @@
+"""SIGTERM and SIGINT: a run that is asked to stop saves itself, on all ranks after the same step, and goes on bit for bit."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from fastdgl import ema
+from fastdgl.checkpoints import open_snapshot, saved_checkpoints
+from fastdgl.engines import Run, end_run
+from fastdgl.interruption import StopRequest
+
+from ranks import free_port, join
+from tiny_runs import ROOT, SCRIPT, TINY, dump, networks, of_launchers, same, train
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(dump(TINY | {"outdir": str(tmp_path / "runs")}))
+    return path
+
+
+def during_step(number, action, monkeypatch):
+    """Have `action` done at the end of the step `number`, counted from 1."""
+    steps, update = [], ema.update
+
+    def counted(*arguments):
+        update(*arguments)
+        steps.append(None)
+        if len(steps) == number:
+            action()
+
+    monkeypatch.setattr(ema, "update", counted)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_run_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(config, tmp_path, monkeypatch, number):
+    train("--config", config)
+    before = [signal.getsignal(each) for each in SIGNALS]
+    with monkeypatch.context() as patch:
+        during_step(3, lambda: os.kill(os.getpid(), number), patch)
+        output = train("--config", config)
+    whole, run = tmp_path / "runs" / "00000-tiny", tmp_path / "runs" / "00001-tiny"
+    assert f"stopped as asked after 0.024 kimg, with a checkpoint and no snapshot; go on with --resume {run}" in output
+    assert "stopped as asked" in (run / "log.txt").read_text()
+    assert [folder.name for folder in saved_checkpoints(run / "checkpoints")] == ["0000000024"]
+    assert not list(run.glob("network-snapshot-*"))
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+    train("--resume", run)
+    assert same(networks(run), networks(whole))
+
+
+def test_no_further_stage_is_begun(config, tmp_path, monkeypatch):
+    config.write_text(dump(TINY | {"outdir": str(tmp_path / "runs"), "stages": {"first": {}, "second": {}}}))
+    # the last step of the first stage
+    during_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    assert "stopped as asked after 0.048 kimg, the end of this run" in train("--config", config)
+    assert [run.name for run in (tmp_path / "runs").iterdir()] == ["00000-tiny-first"]
+    assert networks(tmp_path / "runs" / "00000-tiny-first")
+
+
+def test_processes_that_read_images_read_on(config, tmp_path, monkeypatch):
+    def signal_everyone():
+        for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
+            os.kill(process.pid, signal.SIGTERM)
+
+    during_step(3, signal_everyone, monkeypatch)
+    assert "stopped as asked after 0.024 kimg" in train("--config", config, "images.workers=2")
+
+
+def ended_by(*signals: signal.Signals) -> int:
+    """The signal that ends a process which gets `signals` while it trains, and is never asked whether to stop; 0 for none."""
+    child = os.fork()
+    if child == 0:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        with StopRequest(Run(0, 1, torch.device("cpu"))):
+            for each in signals:
+                os.kill(os.getpid(), each)
+            os.write(1, b"alive")
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_second_signal_ends_at_once(capfd, number):
+    assert ended_by(number, number) == number
+    assert capfd.readouterr().out == ""
+
+
+def test_a_ctrl_c_that_a_launcher_passes_on_as_both_signals_is_one_request(capfd):
+    ended_by(signal.SIGINT, signal.SIGTERM)
+    out, err = capfd.readouterr()
+    assert out == "alive" and err.count("stopping after this step") == 1
+
+
+def test_a_signal_that_comes_after_the_last_step_is_not_lost():
+    assert ended_by(signal.SIGTERM) == signal.SIGTERM and ended_by() == 0
+
+
+def stop_on_one_rank(rank: int, port: int, folder: str) -> None:
+    run = join(rank, 2, port)
+    # rank 0 is never sent one
+    with StopRequest(run) as stop:
+        for step in range(9):
+            if rank == 1 and step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if stop.agreed():
+                break
+        Path(folder, str(rank)).write_text(str(step))
+        stop.received = None
+    end_run()
+
+
+def test_all_ranks_stop_after_the_step_in_which_one_was_asked(tmp_path):
+    mp.spawn(stop_on_one_rank, (free_port(), str(tmp_path)), nprocs=2)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["4", "4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["deepspeed", "--num_gpus", "2"], ["torchrun", "--nproc_per_node", "2"]], ids=["deepspeed", "torchrun"])
+def test_a_launcher_that_is_terminated_leaves_a_checkpoint_to_go_on_from(config, tmp_path, launcher):
+    def command(*arguments):
+        return [Path(sys.executable).parent / launcher[0], *launcher[1:], "--master_port", str(free_port()), SCRIPT, *arguments, "train.kimg=0.8"]
+
+    run = tmp_path / "runs" / "00000-tiny"
+    process = subprocess.Popen(command("--config", config), env=of_launchers(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while process.poll() is None and not (run / "stats.jsonl").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert f"with a checkpoint and no snapshot; go on with --resume {run}" in output
+    checkpoint, = saved_checkpoints(run / "checkpoints")
+    assert int(checkpoint.name) < 800
+    subprocess.run(command("--resume", run), env=of_launchers(), cwd=ROOT, check=True, timeout=300)
+    assert open_snapshot(run).seen == 800

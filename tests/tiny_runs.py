@@ -1,0 +1,77 @@
+"""What tests of whole runs share: a config of seconds, ways to run it, and what is to be compared afterwards."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import yaml
+from click.testing import CliRunner
+
+from fastdgl.checkpoints import open_snapshot
+from fastdgl.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "fastdgl" / "train.py"
+
+TINY = {
+    "name": "tiny",
+    "images": {"path": "digits", "workers": 0},
+    "model": {"resolution": 32, "channels": 1, "conditional": True, "z_dim": 8, "w_dim": 8, "mapping_layers": 2,
+              "channel_base": 128, "channel_max": 8, "num_fp16_res": 0},
+    "loss": {"r1_gamma": 0.1, "r1_interval": 4, "path_length_interval": 2},
+    "train": {"batch": 8, "kimg": 0.048, "tick_kimg": 0.024, "ema_kimg": 0.05},
+    "engine": {"kind": "torch"},
+}
+
+
+def dump(config: dict) -> str:
+    """YAML in the order given: that of the stages matters."""
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def train(*arguments) -> str:
+    """What a run in this process prints; it must succeed."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refusal(*arguments) -> str:
+    """The one sentence that a run in this process ends with."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
+    assert len(lines) == 1 and "Traceback" not in result.output
+    return lines[0]
+
+
+def of_launchers() -> dict[str, str]:
+    """The environment in which launchers are found, and find this code."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    python_path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return os.environ | {"PATH": path, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
+
+
+def launch(*command, **environment) -> str:
+    """What a launcher in a process of its own prints; it must succeed."""
+    result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600, cwd=ROOT, env=of_launchers() | environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def networks(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(open_snapshot(run).path)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are equal bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def statistics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
