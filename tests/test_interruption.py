@@ -70,12 +70,17 @@ def test_no_further_stage_is_begun(config, tmp_path, monkeypatch):
 
 
 def test_processes_that_read_images_read_on(config, tmp_path, monkeypatch):
-    def signal_everyone():
-        for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
-            os.kill(process.pid, signal.SIGTERM)
+    def signal_readers():
+        readers = multiprocessing.active_children()
+        assert readers
+        for reader in readers:
+            for number in SIGNALS:
+                os.kill(reader.pid, number)
 
-    during_step(3, signal_everyone, monkeypatch)
-    assert "stopped as asked after 0.024 kimg" in train("--config", config, "images.workers=2")
+    during_step(1, signal_readers, monkeypatch)
+    # more batches than are read ahead
+    train("--config", config, "images.workers=1", "train.kimg=0.096")
+    assert networks(tmp_path / "runs" / "00000-tiny")
 
 
 def ended_by(*signals: signal.Signals) -> int:
