@@ -45,11 +45,16 @@ class Images(Section):
         HDF5, or `digits` for the 5,000 digits that come with fastdgl.
     mirror: Also show every image flipped left to right.
     workers: Processes that read and decode, per rank; 0 reads in the training process.
+    corrupt: What becomes of an image that cannot be used: `stop` names the file and ends the run; `skip` takes the next image in its
+        place, names the file once in log.txt, and stops at more than one file in a hundred.
+    timeout: Seconds to wait for the workers before the run ends and names the files they are at; 0 waits for ever. Needs workers.
     """
 
     path: str
     mirror: bool = False
     workers: Annotated[int, Field(ge=0)] = 2
+    corrupt: Literal["stop", "skip"] = "stop"
+    timeout: NonNegative = 600
 
 
 class StyleGAN2(Section):

@@ -8,7 +8,7 @@ Config in, trained generator out. This module runs as `__main__`; nothing import
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from fastdgl.assembly import Student, assemble, check_agreement
 from fastdgl.atomic_files import atomically
 from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
-from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, start_run
+from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, gathered, start_run
 from fastdgl.images import DatasetError, ImageDataset, LabelsMissing, stream
 from fastdgl.interruption import StopRequest
 from fastdgl.journal import Journal, Statistic, new_run_folder
@@ -95,9 +95,9 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     announce(config, run, dataset, student, journal, folder)
     compile_kernels(student.gan, config, run, dataset.label_dim)
     images = stream(dataset, batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
-                    workers=config.images.workers, device=run.device)
+                    workers=config.images.workers, timeout=config.images.timeout, device=run.device)
     with StopRequest(run) as stop, closing(images), closing(journal):
-        tick_start, maintenance, stats, suspects = progress.seen, 0.0, {}, set()
+        tick_start, maintenance, stats, suspects, faults = progress.seen, 0.0, {}, set(), {}
         while progress.seen < end:
             seen = progress.seen
             real, real_c = iterate(student, images, latents, config, run.world_size, progress, journal)
@@ -106,6 +106,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
             # the first tick closes after one step, to show that training runs
             if done or stopping or progress.tick == 0 or progress.seen >= tick_start + config.train.tick_kimg * 1000:
                 record_teachers(student, real, real_c, config.train.accumulate_discriminator, journal)
+                faults = report_faults(dataset, faults, journal)
                 stats = journal.tick(progress.seen, progress.tick, maintenance)
                 suspects = check_finite(config, student, stats, suspects, tick_start, progress.seen)
                 maintenance = -time.perf_counter()
@@ -166,6 +167,29 @@ def record_teachers(student: Student, real: torch.Tensor, real_c: torch.Tensor, 
         for images, c in zip(real.chunk(passes), real_c.chunk(passes)):
             journal.record(f"Loss/scores/teacher{i}_real", teacher(images, c))
         teacher.train(training)
+
+
+def report_faults(dataset: ImageDataset, known: Mapping[int, str], journal: Journal) -> Mapping[int, str]:
+    """Name the images that were replaced since the last tick, and count those of the run. Called by all ranks.
+
+    Args:
+        known: What is wrong with those named before, by their number.
+
+    Returns:
+        The same of all ranks until now.
+
+    Raises:
+        DatasetError: They are too many.
+    """
+    if dataset.corrupt == "stop":
+        return known
+    faults = dict(sorted(pair for of_rank in gathered(dataset.faults) for pair in of_rank.items()))
+    for i, fault in faults.items():
+        if i not in known:
+            journal.message(f"skipped: {fault}")
+    journal.record("Data/skipped_files", float(len(faults)))
+    dataset.check_faults(faults)
+    return faults
 
 
 def check_finite(config: Config, student: Student, stats: dict[str, Statistic], suspects: set[str], tick_start: int, seen: int) -> set[str]:
@@ -320,7 +344,8 @@ def open_images(config: Config) -> ImageDataset:
         DatasetError: It cannot be read, or is of another kind than the config says.
     """
     try:
-        return ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional, mirror=config.images.mirror)
+        return ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional, mirror=config.images.mirror,
+                            corrupt=config.images.corrupt)
     except LabelsMissing as error:
         raise DatasetError(f"{error}; {config.without_labels}") from None
 

@@ -489,6 +489,22 @@ class TestBadInput:
         assert f"{broken:02d}.png" in refusal("--config", config)
         assert (tmp_path / "runs" / "00000-tiny" / "reals.png").exists()
 
+    def test_corrupt_image_that_may_be_skipped(self, tiny, tmp_path):
+        images = {f"{i:02d}.png": Image.new("L", (32, 32), i) for i in range(16)}
+        broken = {"05.png": b"\x89PNG broken"}
+        skipping = {"path": str(tmp_path / "images.zip"), "workers": 0, "corrupt": "skip"}
+        config = tiny(images=skipping, model=TINY["model"] | {"conditional": False})
+        write_images(tmp_path / "images.zip", images | broken)
+        train("--config", config)
+        run = tmp_path / "runs" / "00000-tiny"
+        assert re.findall("skipped: .*", (run / "log.txt").read_text()) == [
+            f"skipped: 05.png in {tmp_path / 'images.zip'} cannot be decoded (UnidentifiedImageError: cannot identify image file); "
+            "run `fastdgl dataset` to prepare the images"]
+        assert statistics(run)[-1]["Data/skipped_files"]["mean"] == 1
+        write_images(tmp_path / "images.zip", images | broken | {"06.png": b""})
+        assert "2 of the 16 images" in refusal("--config", config)
+        assert not list((tmp_path / "runs" / "00001-tiny").glob("network-snapshot-*"))
+
     def test_divergence_stops_the_run_before_it_is_saved(self, tiny, tmp_path):
         sentence = refusal("--config", tiny(loss={"r1_gamma": 1e38}))
         assert "diverged" in sentence and "kimg" in sentence

@@ -93,6 +93,13 @@ def first_rank_decides(action: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def gathered(mine: T) -> list[T]:
+    """What each rank has, in their order; the same on all. Called by all ranks."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 def end_run() -> None:
     """Leave the process group."""
     if dist.is_initialized():

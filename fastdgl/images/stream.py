@@ -21,6 +21,7 @@ def stream(
     world_size: int = 1,
     start: int = 0,
     workers: int = 2,
+    timeout: float = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches without end, the images of each epoch in a new order.
@@ -33,7 +34,7 @@ def stream(
         batch: Images per step, over all ranks.
         seed: What the orders are drawn from, 0 or more.
         start: Images already seen, over all ranks.
-        workers: Processes that decode; 0 decodes in this one.
+        workers, timeout: As of `batches`.
 
     Returns:
         An iterator over images, `float32 [batch / world_size, C, H, W]` in [-1, 1], and labels,
@@ -46,33 +47,47 @@ def stream(
     if seed < 0 or start < 0:
         raise ValueError(f"seed and start must not be negative, got {seed} and {start}")
     indices = _index_batches(len(dataset), batch, seed, rank, world_size, start)
-    return ((pixels.to(torch.float32) / 127.5 - 1, labels) for pixels, labels in batches(dataset, indices, workers, torch.device(device)))
+    loaded = batches(dataset, indices, workers, torch.device(device), timeout)
+    return ((pixels.to(torch.float32) / 127.5 - 1, labels) for pixels, labels in loaded)
 
 
-def batches(dataset: ImageDataset, index_batches: Iterable[list[int]], workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images of each list of indices, as they were recorded.
+def batches(dataset: ImageDataset, index_batches: Iterable[list[int]], workers: int, device: torch.device,
+            timeout: float = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """The images of each list of indices, as they were recorded. What was wrong with those replaced is added to `dataset.faults`.
 
     Args:
         workers: Processes that decode; 0 decodes in this one.
+        timeout: Seconds to wait for the next batch of the workers; 0 waits for ever.
 
     Returns:
         An iterator over images, `uint8 [N, C, H, W]`, and labels, `float32 [N, label_dim]`, both on `device`. Closing it ends the workers.
+        It raises a DatasetError that names the files being read where no batch comes in time, or a worker has died.
     """
+    by_batch = _Batches(dataset, workers)
     loader = torch.utils.data.DataLoader(
-        _Batches(dataset),
+        by_batch,
         sampler=index_batches,
         batch_size=None,
         num_workers=workers,
         worker_init_fn=leave_signals_to_the_trainer,
+        timeout=timeout if workers else 0,
         pin_memory=device.type == "cuda",
         # the loader draws a seed for its workers: not from the global generator, whose state belongs to the run
         generator=torch.Generator(),
     )
-    for loaded in loader:
-        if isinstance(loaded, DatasetError):
-            raise loaded
-        pixels, labels = (x.to(device, non_blocking=True) for x in loaded)
-        yield pixels, labels
+    loaded = iter(loader)
+    while True:
+        try:
+            found = next(loaded)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            raise by_batch.fault(error, timeout) from None
+        if isinstance(found, DatasetError):
+            raise found
+        pixels, labels, faults = found
+        dataset.faults |= faults
+        yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:
@@ -88,15 +103,37 @@ class _Batches(torch.utils.data.Dataset):
     A fault is returned, not raised: raised in a worker it would reach the user wrapped in the worker's traceback.
     """
 
-    def __init__(self, dataset: ImageDataset):
+    def __init__(self, dataset: ImageDataset, workers: int):
         self.dataset = dataset
+        # the image each worker is at, or -1: seen by all processes, for the one that waits in vain
+        self.reading = torch.full([max(workers, 1)], -1).share_memory_()
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor] | DatasetError:
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, dict[int, str]] | DatasetError:
+        worker = torch.utils.data.get_worker_info()
+        reading = self.reading[worker.id if worker else 0]
+        found = []
         try:
-            pixels, labels = zip(*(self.dataset[i] for i in indices))
+            for i in indices:
+                reading.fill_(i)
+                found.append(self.dataset.usable(i))
         except DatasetError as error:
             return error
-        return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels))
+        finally:
+            reading.fill_(-1)
+        pixels, labels, faults = zip(*found)
+        return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels)), {i: fault for more in faults for i, fault in more.items()}
+
+    def fault(self, error: RuntimeError, timeout: float) -> Exception:
+        """What the loader says of its workers, as a sentence with the files they are at; what else it raises as it is."""
+        source = self.dataset.source
+        at = ", ".join(source.name(i % len(source)) for i in self.reading.tolist() if i >= 0) or "none"
+        if str(error).startswith("DataLoader timed out"):
+            return DatasetError(f"{source.path}: no images came within {timeout:g} seconds; being read: {at}; "
+                                "check the disk or network they are on, or raise images.timeout")
+        if str(error).startswith("DataLoader worker"):
+            return DatasetError(f"{source.path}: a process that reads images has died; being read: {at}; "
+                                "where memory ran out, set fewer images.workers")
+        return error
 
 
 def _index_batches(length, batch, seed, rank, world_size, start) -> Iterator[list[int]]:
