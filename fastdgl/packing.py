@@ -23,6 +23,7 @@ from .images import SUFFIXES, DatasetError, Source, cause, decode, is_power_of_t
 from .images.files import class_folder
 from .images.image_files import ImageFiles
 from .images.labels import recorded_class_names, recorded_labels
+from .sentences import printable
 
 CROPS = ("center", "none")
 LABELS = ("none", "folders", "json", "source")
@@ -47,10 +48,10 @@ class Packed:
         lines = [f"{self.path}: {self.images} {colour} images of {self.resolution}x{self.resolution} pixels"]
         if self.enlarged:
             lines += [f"{self.enlarged} of them were smaller and have been enlarged"]
-        lines += [f"class {i}: {name}, {count} images" for i, (name, count) in enumerate(self.classes)]
+        lines += [printable(f"class {i}: {name}, {count} images") for i, (name, count) in enumerate(self.classes)]
         if self.skipped:
             lines += [f"{len(self.skipped)} files skipped:"]
-            lines += [f"  {name}: {reason}" for name, reason in self.skipped[:SHOWN]]
+            lines += ["  " + printable(f"{name}: {reason}") for name, reason in self.skipped[:SHOWN]]
         if len(self.skipped) > SHOWN:
             lines += [f"  and {len(self.skipped) - SHOWN} more"]
         return "\n".join(lines)

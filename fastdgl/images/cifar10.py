@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import DatasetError, cause
-from .files import PerProcess, fingerprint_of_file
+from .files import fingerprint_of_file
 from .labels import Labels, class_labels
 
 BATCHES = "data_batch_*.bin"
@@ -36,7 +36,6 @@ class Cifar10:
         counts = [_count_records(file) for file in self._files]
         # of the first image of each file, and of the one behind the last
         self._starts = np.cumsum([0, *counts])
-        self._records = [PerProcess(_open_records, file) for file in self._files]
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -47,14 +46,25 @@ class Cifar10:
 
     def image(self, i: int) -> Image.Image:
         file, record = self._place(i)
-        pixels = self._records[file]()[record, 1:].reshape(CHANNELS, SIZE, SIZE)
+        try:
+            # not mapped into memory: where a mapped file has been cut short, reading it ends the process
+            with self._files[file].open("rb") as opened:
+                opened.seek(record * RECORD)
+                data = opened.read(RECORD)
+        except OSError as error:
+            raise DatasetError(f"cannot be read ({cause(error)})") from error
+        if len(data) != RECORD:
+            raise DatasetError(f"is {len(data)} bytes instead of {RECORD}: the file has been cut short")
+        pixels = np.frombuffer(data, np.uint8)[1:].reshape(CHANNELS, SIZE, SIZE)
         return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
     def fingerprint(self) -> str:
         return hashlib.sha256("".join(map(fingerprint_of_file, self._files)).encode()).hexdigest()
 
     def labels(self) -> Labels:
-        values = np.concatenate([records()[:, 0] for records in self._records])
+        values = np.concatenate([_labels(file) for file in self._files])
+        if len(values) != len(self):
+            raise DatasetError(f"{self.path} has {len(values)} labels for {len(self)} images: its files have changed while they were read")
         return class_labels(values, self._class_names(), lambda i: f"{self.path} gives {self.name(i)}")
 
     def _place(self, i: int) -> tuple[int, int]:
@@ -99,9 +109,9 @@ def _count_records(file: Path) -> int:
     return size // RECORD
 
 
-def _open_records(file: Path) -> np.ndarray:
-    """`uint8 [images, 1 + 3 * 32 * 32]`, of which the system reads what is looked at."""
+def _labels(file: Path) -> np.ndarray:
+    """The labels in a file, `uint8 [images]`."""
     try:
-        return np.memmap(file, np.uint8, mode="r").reshape(-1, RECORD)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot be read from {file} ({cause(error)})") from error
+        return np.fromfile(file, np.uint8)[::RECORD]
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read ({cause(error)})") from error

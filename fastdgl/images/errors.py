@@ -1,8 +1,14 @@
 """What is wrong with images, as a sentence."""
 
 
+from ..sentences import printable
+
+
 class DatasetError(ValueError):
     """What is wrong with a dataset, in one sentence for the one who brought it."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class LabelsMissing(DatasetError):

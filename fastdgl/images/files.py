@@ -1,10 +1,13 @@
 """Files below a folder or in a zip, by name. What is in them is not looked at here."""
 
 import hashlib
+import lzma
 import os
+import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from .decoding import MAX_PIXELS
 from .errors import DatasetError, cause
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# ways to reach one folder by links; more are a maze of them
+MAX_WAYS = 100
 # of a file of more bytes, the image would be too large as well
 MAX_BYTES = 4 * MAX_PIXELS
 
@@ -45,13 +50,20 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.names = sorted(self._names_below())
+        try:
+            self.names = sorted(self._names_below())
+        except RecursionError:
+            raise DatasetError(f"{path} holds folders within folders, too deep to be a dataset") from None
         self.folders = {item.name for item in path.iterdir() if item.is_dir()}
 
     def read(self, name: str) -> bytes:
         try:
             file = self.path / name
-            _check_bytes(file.stat().st_size)
+            found = file.stat()
+            # a pipe would be waited for, and a device may have no end
+            if not stat.S_ISREG(found.st_mode):
+                raise DatasetError("is no regular file")
+            _check_bytes(found.st_size)
             return file.read_bytes()
         except OSError as error:
             raise DatasetError(f"cannot be read ({cause(error)})") from error
@@ -62,7 +74,17 @@ class Folder:
         return len(data), zlib.crc32(data)
 
     def _names_below(self) -> Iterator[str]:
-        for folder, _, names in os.walk(self.path, onerror=_refuse_folder, followlinks=True):
+        # what is above each folder that is still to come
+        above = {os.fspath(self.path): frozenset()}
+        ways = Counter()
+        for folder, folders, names in os.walk(self.path, onerror=_refuse_folder, followlinks=True):
+            found = os.stat(folder)
+            identity = found.st_dev, found.st_ino
+            ways[identity] += 1
+            if identity in above[folder] or ways[identity] > MAX_WAYS:
+                raise DatasetError(f"{folder} is reached through links that lead back or over and over to the same folder; remove them")
+            on_the_way = above.pop(folder) | {identity}
+            above.update((os.path.join(folder, name), on_the_way) for name in folders)
             below = Path(folder).relative_to(self.path)
             # a folder at a time: a path for each of a million files takes long
             prefix = "" if below == Path() else f"{below.as_posix()}/"
@@ -80,7 +102,7 @@ class Archive:
         self._open = PerProcess(zipfile.ZipFile, path)
         try:
             entries = self._open().infolist()
-        except (OSError, NotImplementedError, UnicodeDecodeError, struct.error, zipfile.BadZipFile) as error:
+        except (OSError, NotImplementedError, ValueError, struct.error, zipfile.BadZipFile) as error:
             raise DatasetError(
                 f"{path} is neither a folder nor a zip that opens ({cause(error)}): expected a dataset; "
                 "run `fastdgl dataset` to prepare the images"
@@ -93,8 +115,10 @@ class Archive:
             archive = self._open()
             _check_bytes(archive.getinfo(name).file_size)
             return archive.read(name)
-        # RuntimeError: encrypted, or compressed in a way Python does not know
-        except (OSError, EOFError, KeyError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        except DatasetError:
+            raise
+        # RuntimeError: encrypted, or compressed in a way Python does not know; ValueError: a position or name that cannot be
+        except (OSError, EOFError, KeyError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise DatasetError(f"cannot be read ({cause(error)})") from error
 
     def checksum(self, name: str) -> tuple[int, int]:

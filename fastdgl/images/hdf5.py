@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .decoding import MAX_PIXELS
 from .errors import DatasetError, LabelsMissing, cause
 from .files import PerProcess, fingerprint_of_file
 from .labels import Labels, class_labels
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = (".h5", ".hdf5")
+# what h5py makes of damaged bytes, besides MemoryError where a file claims more than there can be
+DAMAGE = (OSError, RuntimeError, LookupError, TypeError, ValueError, MemoryError)
 LAYOUT = "expected uint8 `imgs` [N, C, R, R] and integers `labels` [N], as BigGAN-PyTorch writes them"
 
 
@@ -34,6 +37,9 @@ class Hdf5:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise DatasetError(f"{path} has {images.dtype} `imgs` {list(images.shape)}: {LAYOUT}")
         self._count = len(images)
+        pixels = images.shape[2] * images.shape[3]
+        if not 0 < pixels <= MAX_PIXELS:
+            raise DatasetError(f"{path} has `imgs` of {images.shape[3]}x{images.shape[2]} pixels, expected 1 to {MAX_PIXELS} in all")
 
     def __len__(self) -> int:
         return self._count
@@ -44,7 +50,7 @@ class Hdf5:
     def image(self, i: int) -> Image.Image:
         try:
             pixels = self._dataset("imgs")[i]                         # [C, R, R]
-        except OSError as error:
+        except DAMAGE as error:
             raise DatasetError(f"cannot be read ({cause(error)})") from error
         return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
@@ -55,10 +61,21 @@ class Hdf5:
         labels = self._dataset("labels")
         if labels.dtype.kind not in "iu" or labels.shape != (self._count,):
             raise DatasetError(f"{self.path} has {labels.dtype} `labels` {list(labels.shape)} for {self._count} images: {LAYOUT}")
-        return class_labels(labels[:], None, lambda i: f"{self.path} gives imgs[{i}]")
+        try:
+            values = labels[:]
+        except DAMAGE as error:
+            raise DatasetError(f"{self.path} has `labels` that cannot be read ({cause(error)}): {LAYOUT}") from error
+        return class_labels(values, None, lambda i: f"{self.path} gives imgs[{i}]")
 
     def _dataset(self, name: str) -> Any:
-        dataset = self._open().get(name)
+        try:
+            dataset = self._open().get(name)
+            elsewhere = hasattr(dataset, "shape") and (dataset.file != self._open() or dataset.is_virtual or dataset.external)
+        except DAMAGE as error:
+            raise DatasetError(f"{self.path} has `{name}` that cannot be read ({cause(error)}): {LAYOUT}") from error
+        # a file may name any other of this machine, to be read as numbers
+        if elsewhere:
+            raise DatasetError(f"{self.path} has `{name}` in another file: {LAYOUT}; keep the numbers in this one")
         # a group has none
         if not hasattr(dataset, "shape"):
             raise (LabelsMissing if name == "labels" else DatasetError)(f"{self.path} has no `{name}`: {LAYOUT}")
@@ -79,5 +96,5 @@ def _open_file(path: Path) -> Any:
 
     try:
         return h5py.File(path, "r")
-    except OSError as error:
+    except DAMAGE as error:
         raise DatasetError(f"{path} is no HDF5 file that opens ({cause(error)}): {LAYOUT}") from error

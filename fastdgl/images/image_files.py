@@ -44,7 +44,8 @@ class ImageFiles:
                 size, crc = self.files.checksum(name)
             except DatasetError as error:
                 raise DatasetError(f"{name} in {self.path} {error}") from error
-            checksum.update(f"{name} {size} {crc}\n".encode())
+            # names on a disk need not be UTF-8
+            checksum.update(f"{name} {size} {crc}\n".encode(errors="surrogateescape"))
         return checksum.hexdigest()
 
     def labels(self) -> Labels:

@@ -119,12 +119,21 @@ def recorded_labels(files: Folder | Archive) -> dict[str, int | list[float]]:
 
 
 def recorded_class_names(files: Folder | Archive) -> tuple[str, ...] | None:
-    """The names of classes 0, 1, ... that `fastdgl dataset` puts into `dataset.json`; None without them."""
+    """The names of classes 0, 1, ... that `fastdgl dataset` puts into `dataset.json`; None without them.
+
+    Raises:
+        DatasetError: A name is no text.
+    """
     try:
         names = json.loads(files.read("dataset.json")).get("classes")
     except (DatasetError, ValueError, AttributeError, RecursionError):
         return None
-    return tuple(map(str, names)) if isinstance(names, list) else None
+    if not isinstance(names, list):
+        return None
+    wrong = [i for i, name in enumerate(names) if type(name) not in (str, int)]
+    if wrong:
+        raise DatasetError(f"dataset.json in {files.path} gives class {wrong[0]} a name that is no text; correct it there")
+    return tuple(map(str, names))
 
 
 def _checked_labels(pairs: list, where: str) -> dict[str, int | list[float]]:

@@ -59,6 +59,9 @@ def open_source(path: str | os.PathLike) -> Source:
     # os.path.exists also answers for paths no file can have
     if not os.path.exists(path):
         raise DatasetError(f"{path} does not exist: expected a folder or zip of images; check the path")
+    # a pipe would be waited for
+    if not path.is_dir() and not path.is_file():
+        raise DatasetError(f"{path} is neither a folder nor a regular file: expected a dataset; check the path")
     if path.is_dir():
         return Cifar10(path) if holds_cifar10(path) else ImageFiles(Folder(path))
     return Hdf5(path) if is_hdf5(path) else ImageFiles(Archive(path))

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .unpickling import Array, ForeignFileError, printable
+from ..sentences import printable
+from .unpickling import Array, ForeignFileError
 
 State = dict[str, Tensor]
 

@@ -18,16 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..sentences import printable
+
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 # what torch.save wrote before it wrote zip files: this number, a version, facts of the machine, the object, keys, storages
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
-
-
-def printable(message: str) -> str:
-    """In one line, and nothing that a terminal would obey, whatever names a file gives."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
 
 
 class ForeignFileError(ValueError):
