@@ -94,7 +94,8 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
     try:
         G = models.generator(model.family, model.generator_arguments(c_dim)).to(run.device)
         D = models.discriminator(model.family, model.discriminator_arguments(c_dim)).to(run.device)
-    except ValueError as error:
+    # RuntimeError: more memory than there is
+    except (ValueError, RuntimeError) as error:
         raise ConfigError(f"model: {error}") from None
     average = ema.averaged_copy(G)
 

@@ -12,24 +12,37 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
+from .sentences import printable
+
+# what C counts in
+LARGEST_INT = 2**31 - 1
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST_INT)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 # part of a folder's name, and of a pattern that finds it again
-Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
-NameOrNone = Annotated[str, Field(pattern=r"^[\w.-]*$")]
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
+NameOrNone = Annotated[str, Field(pattern=r"^[\w.-]*$", max_length=100)]
 # True equals 1 in Python, and would pass for it in a choice of numbers
 NotBoolean = BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)
 
 # a run started from, or taught by, the last snapshot of another stage of the same file
 STAGE_PREFIX = "stage:"
 
+# a config has some dozen values; a few lines in which `*name` repeats what repeats can stand for more than any memory holds
+MAX_CHARACTERS = 100_000
+MAX_VALUES = 100_000
+MAX_KEYS = 1_000
+MAX_DEPTH = 10
+
 
 class ConfigError(ValueError):
     """A config that cannot be run, in one sentence: file, key, what was found, what was expected."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class Section(BaseModel):
@@ -81,7 +94,7 @@ class StyleGAN2(Section):
     conditional: bool = False
     z_dim: PositiveInt = 512
     w_dim: PositiveInt = 512
-    mapping_layers: PositiveInt = 8
+    mapping_layers: Annotated[int, Field(gt=0, le=100)] = 8
     channel_base: PositiveInt = 32768
     channel_max: PositiveInt = 512
     generator_fraction: Fraction = 1
@@ -335,7 +348,7 @@ class Train(Section):
     discriminator_steps: PositiveInt = 1
     accumulate_generator: PositiveInt = 1
     accumulate_discriminator: PositiveInt = 1
-    kimg: Positive = 25000
+    kimg: Annotated[float, Field(gt=0, le=1e9)] = 25000
     ema_kimg: Positive | None = 10
     ema_rampup: Positive | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -384,7 +397,7 @@ class Engine(Section):
 
     kind: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Annotated[Literal[0, 1, 2], NotBoolean] = 1
-    zero_options: dict[str, Any] = {}
+    zero_options: dict[str, JsonValue] = {}
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     initial_scale_power: Annotated[int, Field(ge=0, le=24)] = 8
     allow_tf32: bool = False
@@ -433,6 +446,9 @@ class Config(Section):
     def check_together(self) -> "Config":
         if self.keep_optimizer and self.start is None:
             raise ValueError("keep_optimizer: true needs start, the run whose optimizers to keep")
+        # halves of a surrogate pair cannot be written
+        if "\0" in self.outdir or any("\ud800" <= c <= "\udfff" for c in self.outdir):
+            raise ValueError(f"outdir: {_said(self.outdir)} holds a character that no path can have")
         return self
 
     @property
@@ -529,11 +545,13 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
         ConfigError: The file cannot be read, or says something that cannot be run.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {_fault(error)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    data = _parsed(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, such as `train:`, got {_said(data)}")
 
@@ -579,6 +597,42 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
+def _parsed(text: str, source: str) -> Any:
+    """The values in YAML, of which there are not too many.
+
+    Raises:
+        ConfigError: It is no YAML, or more than a config.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{source}: is too long for a config; expected at most {MAX_CHARACTERS} characters")
+    try:
+        data = yaml.load(text, Loader=_Loader)
+        values = _count(data, {})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: is not valid YAML: {_fault(error)}") from None
+    # what PyYAML makes of dates, numbers and truth values that are none
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"{source}: is not valid YAML: a value is not of the kind that it looks like or is tagged as ({error})") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: is not valid YAML: it holds itself, or lists within lists, too deep to be a config") from None
+    if values > MAX_VALUES:
+        raise ConfigError(f"{source}: is too long for a config: with what `*name` repeats it has more than {MAX_VALUES} values")
+    return data
+
+
+def _count(data: Any, counted: dict[int, int]) -> int:
+    """How many values there are in `data`, each as often as it is repeated; it takes no longer where they are many.
+
+    Args:
+        counted: The counts of parts by their `id`.
+    """
+    if not isinstance(data, (dict, list)):
+        return 1
+    if id(data) not in counted:
+        counted[id(data)] = 1 + sum(_count(part, counted) for part in (data.values() if isinstance(data, dict) else data))
+    return counted[id(data)]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which `1e-3` is a number, as YAML 1.2 has it; PyYAML's 1.1 reads it as a string. No key comes twice."""
 
@@ -591,7 +645,24 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return node
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        # of thousands of digits Python makes no text again
+        if value.bit_length() > 1000:
+            raise yaml.constructor.ConstructorError(None, None, "a number of hundreds of digits", node.start_mark)
+        return value
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Take in what `<<` names, unless it is too much."""
+        merged = [value for key, value in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        if any(len(value.value) > MAX_KEYS for value in merged):
+            raise yaml.constructor.ConstructorError(None, None, f"`<<` takes in more than {MAX_KEYS} parts", node.start_mark)
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_KEYS:
+            raise yaml.constructor.ConstructorError(None, None, f"a section of more than {MAX_KEYS} keys", node.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"),
@@ -614,6 +685,8 @@ def _stages(data: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
     stages = data.pop("stages")
     if not isinstance(stages, dict) or not stages:
         raise ConfigError(f"{source}: stages: expected the name of each stage with what it changes, got {_said(stages)}")
+    if len({str(name) for name in stages}) < len(stages):
+        raise ConfigError(f"{source}: stages: two of them are written alike, as {_said(list(stages))}; expected a name for each")
     for name, changes in stages.items():
         if not isinstance(changes, dict):
             raise ConfigError(f"{source}: stages.{name}: expected what this stage changes, or {{}} for nothing, got {_said(changes)}")
@@ -636,12 +709,10 @@ def _check_references(runs: Sequence[Config], sources: Sequence[str]) -> None:
 
 def _parse_override(override: str) -> tuple[list[str], Any]:
     key, equals, value = override.partition("=")
-    if not equals or not all(part.strip() == part != "" for part in key.split(".")):
-        raise ConfigError(f"{override!r}: expected an override of the form train.batch=16")
-    try:
-        return key.split("."), yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"{override!r}: the value is not valid YAML") from None
+    parts = key.split(".")
+    if not equals or len(parts) > MAX_DEPTH or not all(part.strip() == part != "" for part in parts):
+        raise ConfigError(f"{_said(override)}: expected an override of the form train.batch=16")
+    return parts, _parsed(value, _said(override))
 
 
 def _set(data: dict[str, Any], key: Sequence[str], value: Any) -> None:
@@ -664,7 +735,8 @@ def _set(data: dict[str, Any], key: Sequence[str], value: Any) -> None:
 
 
 def _index(items: list, name: str, key: Sequence[str]) -> int:
-    if not name.isdecimal() or int(name) >= len(items):
+    # of more digits than the length has, it is no position, and perhaps no number for Python either
+    if not name.isdecimal() or len(name) > len(str(len(items))) or int(name) >= len(items):
         raise ConfigError(f"{'.'.join(key)}: {name!r} is no position in a list of {len(items)}")
     return int(name)
 
@@ -718,6 +790,8 @@ def _sentence(error: ValidationError, family: str) -> str:
         return f"{key}: expected keys and values, got {_said(given)}"
     if kind == "string_pattern_mismatch":
         return f"{key}: expected letters, digits, '.', '_' and '-', which make a folder's name, got {_said(given)}"
+    if kind == "string_too_long":
+        return f"{key}: expected at most {found['ctx']['max_length']} characters, got {_said(given)}"
     what = found["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if what.startswith(("greater", "less")):
         what = f"a number {what}"

@@ -305,7 +305,7 @@ def test_names_what_is_wrong_with_a_stage(tmp_path, text, said):
     ("train..batch=16", "'train..batch=16': expected an override of the form train.batch=16"),
     ("train.=16", "'train.=16': expected an override of the form train.batch=16"),
     ("train.batch =16", "'train.batch =16': expected an override of the form train.batch=16"),
-    ("train.batch=[", "'train.batch=[': the value is not valid YAML"),
+    ("train.batch=[", "'train.batch=[': is not valid YAML: line 1, column 2: expected the node content, but found '<stream end>'"),
     ("train.batch=", "stages.teacher: train.batch: expected integer, got nothing"),
     ("trian.batch=4", "stages.teacher: trian: there is no such key; did you mean train?"),
     ("--train.batch=4", "stages.teacher: --train: there is no such key; did you mean train?"),
