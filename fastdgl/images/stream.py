@@ -1,8 +1,10 @@
 """The images of a dataset as batches without end, in an order that is a function of the position alone."""
 
 import itertools
+import os
 import signal
 from collections.abc import Iterable, Iterator
+from types import FrameType
 
 import numpy as np
 import torch
@@ -69,32 +71,28 @@ def batches(dataset: ImageDataset, index_batches: Iterable[list[int]], workers: 
         sampler=index_batches,
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=leave_signals_to_the_trainer,
+        worker_init_fn=by_batch.leave_signals_to_the_trainer,
         timeout=timeout if workers else 0,
         pin_memory=device.type == "cuda",
         # the loader draws a seed for its workers: not from the global generator, whose state belongs to the run
         generator=torch.Generator(),
     )
     loaded = iter(loader)
-    while True:
-        try:
-            found = next(loaded)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            raise by_batch.fault(error, timeout) from None
-        if isinstance(found, DatasetError):
-            raise found
-        pixels, labels, faults = found
-        dataset.faults |= faults
-        yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """Read on through SIGTERM and SIGINT, which launchers and terminals send to workers too: the process that reads from
-    this one decides what they mean, and a worker ends with it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    try:
+        while True:
+            try:
+                found = next(loaded)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise by_batch.fault(error, timeout) from None
+            if isinstance(found, DatasetError):
+                raise found
+            pixels, labels, faults = found
+            dataset.faults |= faults
+            yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+    finally:
+        by_batch.over.fill_(True)
 
 
 class _Batches(torch.utils.data.Dataset):
@@ -107,6 +105,19 @@ class _Batches(torch.utils.data.Dataset):
         self.dataset = dataset
         # the image each worker is at, or -1: seen by all processes, for the one that waits in vain
         self.reading = torch.full([max(workers, 1)], -1).share_memory_()
+        # whether nobody waits for images any more: likewise, for the workers
+        self.over = torch.tensor(False).share_memory_()
+
+    def leave_signals_to_the_trainer(self, worker: int) -> None:
+        """Read on through SIGTERM and SIGINT, which launchers and terminals send to workers too: the process that reads from
+        this one decides what they mean. Once nobody waits for images, they end a worker that has stalled."""
+        def end_if_over(number: int, frame: FrameType | None) -> None:
+            if self.over:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, end_if_over)
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, dict[int, str]] | DatasetError:
         worker = torch.utils.data.get_worker_info()
