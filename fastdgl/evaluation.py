@@ -10,8 +10,9 @@ from .checkpoints import CheckpointError, check_same_images, open_snapshot
 from .config import ConfigError
 from .engines import allow_tf32, end_run, start_run
 from .fidelity.cache import CacheError
-from .fidelity.detectors import DetectorError, TorchScriptDetector
-from .fidelity.metrics import METRICS, NUM, append_line, evaluate
+from .fidelity.detectors import NAMES, DetectorError, open_detector
+from .fidelity.download import cache_folder
+from .fidelity.metrics import METRICS, NUM, append_line, check_computable, evaluate
 from .fidelity.moments import FeatureError
 from .images import DatasetError, ImageDataset
 from .journal import format_time
@@ -32,9 +33,12 @@ class MetricNames(click.ParamType):
         return list(dict.fromkeys(names))
 
 
-def cache_folder() -> Path:
-    """Where the user's programs keep what they can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdgl"
+def grouped(metrics: list[str], detector_name: str | None) -> dict[str, list[str]]:
+    """The metrics by the detector that each is computed by: that one, or else the one of published numbers."""
+    groups: dict[str, list[str]] = {}
+    for metric in metrics:
+        groups.setdefault(detector_name or METRICS[metric].detector, []).append(metric)
+    return groups
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -52,20 +56,22 @@ def check_writable(folder: Path, option: str) -> None:
 @click.option("--network", required=True, help="A snapshot, a run folder for its newest, or what `convert` reads.")
 @click.option("--data", required=True, help="The real images: a dataset as training takes it.")
 @click.option("--metrics", type=MetricNames(), default="fid50k_full", show_default=True, help=f"Some of {','.join(METRICS)}.")
-@click.option("--detector", "detector_path", type=click.Path(path_type=Path), required=True,
-              help="What sees the features: a TorchScript file such as NVIDIA's inception-2015-12-05.pt.")
-@click.option("--sha256", help="Refuse a detector whose file has another SHA-256.")
+@click.option("--detector", "detector_name", help=f"What sees the features: a TorchScript file, or one of {', '.join(NAMES)}.  "
+              "[default: inception, and vgg16 for pr and dc]")
+@click.option("--sha256", help="Refuse the --detector if its file has another SHA-256.")
 # not --num, which torchrun takes for a beginning of its own --numa-binding
 @click.option("--fakes", "num", type=click.IntRange(min=1), default=NUM, show_default=True,
               help="How many are drawn; the names of the metrics change with it: of 1000, fid50k_full is fid1k_full.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at once on each rank.")
 @click.option("--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Processes that decode real images, on each rank.")
 @click.option("--cache", type=click.Path(path_type=Path), default=cache_folder,
-              help="Where features of real images are kept.  [default: ~/.cache/fastdgl]")
+              help="Where features of real images, and detectors, are kept.  [default: ~/.cache/fastdgl]")
 @click.option("--outdir", type=click.Path(path_type=Path), help="Where metric-<name>.jsonl get their lines.  [default: beside the network]")
-def evaluate_command(network: str, data: str, metrics: list[str], detector_path: Path, sha256: str | None, num: int, batch: int, workers: int,
-                     cache: Path, outdir: Path | None) -> None:
+def evaluate_command(network: str, data: str, metrics: list[str], detector_name: str | None, sha256: str | None, num: int, batch: int,
+                     workers: int, cache: Path, outdir: Path | None) -> None:
     """Metrics of the averaged generator against all real images, without truncation. Under torchrun, its ranks share the work."""
+    if sha256 is not None and detector_name is None:
+        raise click.UsageError("--sha256 is the checksum of one file: name it by --detector")
     start = time.time()
     try:
         run = start_run()
@@ -73,23 +79,26 @@ def evaluate_command(network: str, data: str, metrics: list[str], detector_path:
         snapshot = open_snapshot(network)
         dataset = ImageDataset(data, labels=snapshot.arguments["G"]["c_dim"] > 0)
         check_same_images(snapshot, dataset)
-        detector = TorchScriptDetector(detector_path, run.device, sha256)
         if outdir is None:
             outdir = snapshot.path if snapshot.path.is_dir() else snapshot.path.parent
         check_writable(outdir, "--outdir")
         check_writable(cache, "--cache")
         G = snapshot.averaged_generator(run.device)
-        for name, results, num_real in evaluate(metrics, G, dataset, detector, run, num=num, cache=cache, batch=batch, workers=workers):
-            if run.rank != 0:
-                continue
-            seconds = time.time() - start
-            # num_gpus and snapshot_pkl are what the field's scripts look for, whatever computed and whatever the file
-            append_line(outdir, name, {
-                "results": results, "metric": name, "total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": run.world_size,
-                "snapshot_pkl": snapshot.path.name, "timestamp": time.time(), "detector": detector.name, "detector_sha256": detector.sha256,
-                "resizing": RESIZING, "data": data, "num_real": num_real, "num_fake": num,
-            })
-            click.echo("\n".join(f"{key} {value:.6g}" for key, value in results.items()))
+        check_computable(metrics, num, len(dataset))
+        # all detectors before hours go into the first metric
+        groups = [(open_detector(name, run.device, sha256, cache), group) for name, group in grouped(metrics, detector_name).items()]
+        for detector, group in groups:
+            for name, results, num_real in evaluate(group, G, dataset, detector, run, num=num, cache=cache, batch=batch, workers=workers):
+                if run.rank != 0:
+                    continue
+                seconds = time.time() - start
+                # num_gpus and snapshot_pkl are what the field's scripts look for, whatever computed and whatever the file
+                append_line(outdir, name, {
+                    "results": results, "metric": name, "total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": run.world_size,
+                    "snapshot_pkl": snapshot.path.name, "timestamp": time.time(), "detector": detector.name, "detector_sha256": detector.sha256,
+                    "resizing": RESIZING, "data": data, "num_real": num_real, "num_fake": num,
+                })
+                click.echo("\n".join(f"{key} {value:.6g}" for key, value in results.items()))
     except (ConfigError, CheckpointError, DatasetError, DetectorError, FeatureError, CacheError) as error:
         raise click.ClickException(str(error)) from None
     finally:

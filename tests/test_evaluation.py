@@ -11,12 +11,14 @@ from click.testing import CliRunner
 from numerics import normal
 from PIL import Image
 from ranks import free_port
+from served import serving
 from tiny_networks import BIGGAN, STYLEGAN2, save
 from torch import nn
 
 from fastdgl import checkpoints
 from fastdgl.cli import main
 from fastdgl.engines import Run, end_run, start_run
+from fastdgl.fidelity import detectors
 from fastdgl.fidelity.cache import CacheError, real_features
 from fastdgl.fidelity.detectors import DetectorError, TorchScriptDetector
 from fastdgl.fidelity.features import collect, fake_images, shares
@@ -187,28 +189,33 @@ def test_ranks_share_each_batch_evenly(ranks):
     assert images == list(range(11))
 
 
-def evaluation(folder, out, run):
-    """All metrics as text, exactly as they are."""
+def evaluation(folder, out, run, detector):
+    """The results of all metrics, exactly as they are."""
     snapshot, cache = checkpoints.open_snapshot(folder / "biggan"), out / f"cache{run.world_size}"
     cache.mkdir(exist_ok=True)
-    dataset, detector = ImageDataset(folder / "rgb32", labels=True), TorchScriptDetector(folder / "seer.pt", CPU)
+    dataset = ImageDataset(folder / "rgb32", labels=True)
     found = evaluate(list(METRICS), snapshot.averaged_generator(CPU), dataset, detector, run, num=NUM, cache=cache, batch=4 // run.world_size, workers=0)
     return {key: value for _, results, _ in found for key, value in results.items()}
 
 
-def evaluate_on_two(rank, port, folder, out):
+def evaluate_on_two(rank, port, folder, out, url):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    results = evaluation(folder, out, start_run())
+    detectors.PUBLISHED["inception"] = detectors.Published(url, sha256_of_file(folder / "seer.pt"))
+    run = start_run()
+    results = evaluation(folder, out, run, detectors.open_detector("inception", CPU, cache=out))
     (out / f"{rank}.json").write_text(json.dumps(results))
     end_run()
 
 
-def test_two_ranks_find_what_one_finds(files, tmp_path):
-    torch.multiprocessing.spawn(evaluate_on_two, (free_port(), files, tmp_path), nprocs=2)
+def test_two_ranks_find_what_one_finds(monkeypatch, files, tmp_path):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving({"seer.pt": (files / "seer.pt").read_bytes()}) as (address, asked):
+        torch.multiprocessing.spawn(evaluate_on_two, (free_port(), files, tmp_path, address + "seer.pt"), nprocs=2)
+    assert asked == ["seer.pt"]
     on_first, on_second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     start_run()
-    alone = evaluation(files, tmp_path, ALONE)
+    alone = evaluation(files, tmp_path, ALONE, TorchScriptDetector(files / "seer.pt", CPU))
     end_run()
     assert on_first == on_second
     # a sum in another order may take one level to the next

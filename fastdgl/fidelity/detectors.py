@@ -1,13 +1,16 @@
-"""What sees features and classes in images: a TorchScript file, by path. Nothing is downloaded."""
+"""What sees features and classes in images: a TorchScript file, by path or by the name that the field knows it by."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..engines import first_rank_decides
 from ..images.files import sha256_of_file
+from .download import DownloadError, cache_folder, download
 
 # how far from 1 the probabilities of an image may sum, in fp16
 ROUNDING = 1e-2
@@ -15,6 +18,31 @@ ROUNDING = 1e-2
 
 class DetectorError(ValueError):
     """What is wrong with a detector, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A detector that lies where anybody can fetch it."""
+
+    url: str
+    sha256: str
+
+    def path(self, cache: Path) -> Path:
+        """Where it is kept."""
+        return cache / self.url.rpartition("/")[2]
+
+
+# NVIDIA gives no checksums. These are what k-diffusion (k_diffusion/evaluation.py) and DiscoScene
+# (models/perceptual_model.py) expect of the same addresses.
+PUBLISHED = {
+    "inception": Published("https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+                           "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"),
+    "vgg16": Published("https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/vgg16.pt",
+                       "b437eb095feaeb0b83eb3fa11200ebca4548ee39a07fb944a417ddc516cc07c3"),
+}
+# those that come with this package
+SHIPPED = {"digits": Path(__file__).parents[1] / "assets" / "digits_classifier.pt"}
+NAMES = (*PUBLISHED, *SHIPPED)
 
 
 class Detector(Protocol):
@@ -53,10 +81,11 @@ class TorchScriptDetector:
         try:
             self.sha256 = sha256_of_file(self.path)
         except OSError as error:
-            raise DetectorError(f"{self.path} cannot be read ({error.strerror}): expected a TorchScript file such as NVIDIA's "
-                                f"inception-2015-12-05.pt; nothing is downloaded, so fetch it first") from None
+            raise DetectorError(f"{self.path} cannot be read ({error.strerror}): expected a TorchScript file, "
+                                f"or a detector by its name, {', '.join(NAMES)}") from None
         if sha256 is not None and sha256.lower() != self.sha256:
-            raise DetectorError(f"{self.path} has the SHA-256 {self.sha256}, expected {sha256}; it is another file, or its download was cut short")
+            raise DetectorError(f"{self.path} has the SHA-256 {self.sha256}, expected {sha256}; it is another file, or its download was cut short: "
+                                "remove it, and fetch it again")
         try:
             self._module = torch.jit.load(self.path, map_location=device).eval()
             self._keywords = {argument.name for argument in self._module.forward.schema.arguments}
@@ -96,6 +125,30 @@ class TorchScriptDetector:
         if not bool(output.isfinite().all()):
             raise DetectorError(f"{self.path} returns numbers that are infinite or NaN: expected finite ones; it may need images of another size")
         return output.float()
+
+
+def open_detector(name_or_path: str | os.PathLike, device: torch.device, sha256: str | None = None,
+                  cache: Path | None = None) -> TorchScriptDetector:
+    """A detector by its name, one of NAMES, or of a TorchScript file. All ranks call it together.
+
+    A published one is downloaded by rank 0 where `cache` does not hold it yet.
+
+    Args:
+        sha256: What the file's checksum must be. Default: the one known of a published detector; any other file is taken.
+        cache: A folder that all ranks see. Default: `cache_folder()`.
+
+    Raises:
+        DetectorError: As of TorchScriptDetector, or it cannot be downloaded.
+    """
+    if name_or_path not in PUBLISHED:
+        return TorchScriptDetector(SHIPPED.get(name_or_path, name_or_path), device, sha256)
+    published = PUBLISHED[name_or_path]
+    path = published.path(cache or cache_folder())
+    try:
+        first_rank_decides(lambda: None if path.exists() else download(published.url, path, published.sha256))
+    except DownloadError as error:
+        raise DetectorError(str(error)) from None
+    return TorchScriptDetector(path, device, sha256 or published.sha256)
 
 
 def last_line(error: Exception) -> str:

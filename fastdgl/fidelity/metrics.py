@@ -28,12 +28,14 @@ class Metric:
     part: Of `Features`, which it is computed of.
     least: So many images there must be, of both kinds.
     compute: Of real images, fakes, and the device to compute on: its numbers by what is put behind the metric's name.
+    detector: The one that published numbers are by.
     uses_real: Whether it compares with real images.
     """
 
     part: str
     least: int
     compute: Callable[[Features, Features, torch.device], dict[str, float]]
+    detector: str = "inception"
     uses_real: bool = True
 
 
@@ -48,8 +50,8 @@ def of_banks(distance: Callable[..., Any], *suffixes: str) -> Callable[[Features
 METRICS = {
     "fid50k_full": Metric("moments", 2, lambda real, fake, device: {"": frechet_distance(real.moments, fake.moments)}),
     "kid50k_full": Metric("bank", 2, of_banks(kernel_distance.kernel_distance, "")),
-    "pr50k3_full": Metric("bank", precision_recall.K + 1, of_banks(precision_recall.precision_recall, "_precision", "_recall")),
-    "dc50k5_full": Metric("bank", density_coverage.K + 1, of_banks(density_coverage.density_coverage, "_density", "_coverage")),
+    "pr50k3_full": Metric("bank", precision_recall.K + 1, of_banks(precision_recall.precision_recall, "_precision", "_recall"), "vgg16"),
+    "dc50k5_full": Metric("bank", density_coverage.K + 1, of_banks(density_coverage.density_coverage, "_density", "_coverage"), "vgg16"),
     "is50k": Metric("probabilities", inception_score.SPLITS,
                     lambda real, fake, device: dict(zip(("_mean", "_std"), inception_score.inception_score(fake.probabilities))),
                     uses_real=False),
@@ -77,14 +79,11 @@ def evaluate(metrics: Sequence[str], G: nn.Module, dataset: ImageDataset, detect
         An iterator over the name of each metric, its results, and how many real images it compared with, on every rank.
 
     Raises:
-        FeatureError: A metric needs more images than there are; before any is looked at.
+        FeatureError: As of `check_computable`, before any image is looked at.
         DatasetError, DetectorError, CacheError: From there.
     """
+    check_computable(metrics, num, len(dataset))
     chosen = [METRICS[metric] for metric in metrics]
-    for metric, it in zip(metrics, chosen):
-        for what, count in (("fakes", num), *([("real images", len(dataset))] if it.uses_real else [])):
-            if count < it.least:
-                raise FeatureError(f"{metric} needs at least {it.least} {what}, got {count}")
     real = real_features(dataset, detector, {it.part for it in chosen if it.uses_real}, run, cache, batch, workers)
     fake = collect(fake_images(G, dataset, num, run, batch), num, detector, {it.part for it in chosen}, run, "fakes")
     for metric, it in zip(metrics, chosen):
@@ -92,6 +91,19 @@ def evaluate(metrics: Sequence[str], G: nn.Module, dataset: ImageDataset, detect
         numbers = first_rank_decides(lambda it=it: it.compute(real, fake, run.device))
         num_real = min(len(dataset), MAX_BANK if it.part == "bank" else len(dataset)) if it.uses_real else 0
         yield name, {name + suffix: number for suffix, number in numbers.items()}, num_real
+
+
+def check_computable(metrics: Sequence[str], num: int, num_real: int) -> None:
+    """Refuse metrics, of METRICS, that need more fakes or real images than so many.
+
+    Raises:
+        FeatureError: One of them.
+    """
+    for metric in metrics:
+        it = METRICS[metric]
+        for what, count in (("fakes", num), *([("real images", num_real)] if it.uses_real else [])):
+            if count < it.least:
+                raise FeatureError(f"{metric} needs at least {it.least} {what}, got {count}")
 
 
 def append_line(folder: Path, name: str, line: dict[str, Any]) -> None:
