@@ -14,6 +14,7 @@ from .fidelity.detectors import NAMES, DetectorError, open_detector
 from .fidelity.download import cache_folder
 from .fidelity.metrics import METRICS, NUM, append_line, check_computable, evaluate
 from .fidelity.moments import FeatureError
+from .fidelity.path_length import MOST_PIXELS
 from .images import DatasetError, ImageDataset
 from .journal import format_time
 
@@ -31,6 +32,13 @@ class MetricNames(click.ParamType):
             if name not in METRICS:
                 self.fail(f"there is no metric {name!r}; expected some of {', '.join(METRICS)}", param, ctx)
         return list(dict.fromkeys(names))
+
+
+def resizing(metric: str, resolution: int) -> str:
+    """What a metric does to the size of images before the detector, in words."""
+    if METRICS[metric].part == "path_lengths" and resolution > MOST_PIXELS:
+        return f"to {MOST_PIXELS}x{MOST_PIXELS} by means over squares, before the detector"
+    return RESIZING
 
 
 def grouped(metrics: list[str], detector_name: str | None) -> dict[str, list[str]]:
@@ -57,7 +65,7 @@ def check_writable(folder: Path, option: str) -> None:
 @click.option("--data", required=True, help="The real images: a dataset as training takes it.")
 @click.option("--metrics", type=MetricNames(), default="fid50k_full", show_default=True, help=f"Some of {','.join(METRICS)}.")
 @click.option("--detector", "detector_name", help=f"What sees the features: a TorchScript file, or one of {', '.join(NAMES)}.  "
-              "[default: inception, and vgg16 for pr and dc]")
+              "[default: inception, and vgg16 for pr, dc and ppl]")
 @click.option("--sha256", help="Refuse the --detector if its file has another SHA-256.")
 # not --num, which torchrun takes for a beginning of its own --numa-binding
 @click.option("--fakes", "num", type=click.IntRange(min=1), default=NUM, show_default=True,
@@ -84,11 +92,12 @@ def evaluate_command(network: str, data: str, metrics: list[str], detector_name:
         check_writable(outdir, "--outdir")
         check_writable(cache, "--cache")
         G = snapshot.averaged_generator(run.device)
-        check_computable(metrics, num, len(dataset))
+        check_computable(metrics, G, num, len(dataset))
         # all detectors before hours go into the first metric
         groups = [(open_detector(name, run.device, sha256, cache), group) for name, group in grouped(metrics, detector_name).items()]
         for detector, group in groups:
-            for name, results, num_real in evaluate(group, G, dataset, detector, run, num=num, cache=cache, batch=batch, workers=workers):
+            found = evaluate(group, G, dataset, detector, run, num=num, cache=cache, batch=batch, workers=workers)
+            for metric, (name, results, num_real) in zip(group, found, strict=True):
                 if run.rank != 0:
                     continue
                 seconds = time.time() - start
@@ -96,7 +105,7 @@ def evaluate_command(network: str, data: str, metrics: list[str], detector_name:
                 append_line(outdir, name, {
                     "results": results, "metric": name, "total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": run.world_size,
                     "snapshot_pkl": snapshot.path.name, "timestamp": time.time(), "detector": detector.name, "detector_sha256": detector.sha256,
-                    "resizing": RESIZING, "data": data, "num_real": num_real, "num_fake": num,
+                    "resizing": resizing(metric, G.img_resolution), "data": data, "num_real": num_real, "num_fake": num,
                 })
                 click.echo("\n".join(f"{key} {value:.6g}" for key, value in results.items()))
     except (ConfigError, CheckpointError, DatasetError, DetectorError, FeatureError, CacheError) as error:

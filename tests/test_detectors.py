@@ -184,14 +184,14 @@ def test_each_metric_is_by_the_detector_of_published_numbers(published, content,
 def test_published_numbers_are_by_inception_or_vgg():
     assert {name: metric.detector for name, metric in METRICS.items()} == {
         "fid50k_full": "inception", "kid50k_full": "inception", "is50k": "inception",
-        "pr50k3_full": "vgg16", "dc50k5_full": "vgg16",
+        "pr50k3_full": "vgg16", "dc50k5_full": "vgg16", "ppl2_wend": "vgg16",
     }
 
 
 def test_a_metric_that_cannot_be_is_refused_before_a_download(published, tmp_path):
     published("vgg16", f"http://127.0.0.1:{free_port()}/a.pt", b"")
-    result = evaluate(tmp_path, BIGGAN, "--metrics", "pr50k3_full", "--fakes", "3")
-    assert result.exit_code == 1 and "pr50k3_full needs at least 4 fakes" in result.output, result.output
+    result = evaluate(tmp_path, BIGGAN, "--metrics", "ppl2_wend")
+    assert result.exit_code == 1 and "ppl2_wend is the length of paths in w" in result.output, result.output
 
 
 def test_what_does_not_come_is_told_in_a_sentence(published, tmp_path):

@@ -1,5 +1,6 @@
 """`fastdgl evaluate`: what the metrics are computed of, what is kept and found again, on one rank and on two."""
 
+import copy
 import json
 import os
 import zipfile
@@ -18,6 +19,7 @@ from torch import nn
 from fastdgl import checkpoints
 from fastdgl.cli import main
 from fastdgl.engines import Run, end_run, start_run
+from fastdgl.evaluation import resizing
 from fastdgl.fidelity import detectors
 from fastdgl.fidelity.cache import CacheError, real_features
 from fastdgl.fidelity.detectors import DetectorError, TorchScriptDetector
@@ -27,6 +29,7 @@ from fastdgl.fidelity.inception_score import inception_score
 from fastdgl.fidelity.kernel_distance import kernel_distance
 from fastdgl.fidelity.metrics import METRICS, evaluate, name_of
 from fastdgl.fidelity.moments import Moments
+from fastdgl.fidelity.path_length import path_lengths
 from fastdgl.fidelity.precision_recall import precision_recall
 from fastdgl.grids import to_uint8
 from fastdgl.images import ImageDataset
@@ -36,17 +39,23 @@ CPU = torch.device("cpu")
 ALONE = Run(0, 1, CPU)
 NUM, REAL = 14, 23
 FEATURES = 5
+# of features, which every network has
+OF_FEATURES = [name for name in METRICS if name != "ppl2_wend"]
 
 
 class Seer(nn.Module):
-    """Sees colours at three places, with the keywords of NVIDIA's Inception."""
+    """Sees colours at three places, with the keywords of NVIDIA's Inception and VGG-16."""
 
     def __init__(self):
         super().__init__()
         self.register_buffer("weight", normal(FEATURES, 9).float())
 
-    def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
+    def forward(self, img: torch.Tensor, resize_images: bool = True, return_features: bool = False, no_output_bias: bool = False,
+                return_lpips: bool = False) -> torch.Tensor:
         x = img.float() / 255
+        if return_lpips:
+            x = x[:, :, ::2, ::2] if resize_images else x
+            return torch.cat([x.flatten(1) ** 2, (x[:, :, 1:] * x[:, :, :-1]).flatten(1)], dim=1)
         x = torch.cat([x[:, :, 2, 3], x[:, :, 7, 1], x.mean([2, 3])], dim=1) @ self.weight.T
         return x if return_features else torch.softmax(x if no_output_bias else x + 1000 * self.weight[:, 0], dim=1)
 
@@ -118,7 +127,7 @@ def seen(images, **keyword):
 @pytest.mark.parametrize(("network", "data"), [("stylegan2", "rgb16"), ("biggan", "rgb32")])
 @torch.no_grad()
 def test_metrics_are_those_of_the_images_of_the_seeds(files, tmp_path, network, data):
-    result = call(files, tmp_path, "--metrics", ",".join(METRICS), network=network, data=data)
+    result = call(files, tmp_path, "--metrics", ",".join(OF_FEATURES), network=network, data=data)
     assert result.exit_code == 0, result.output
     dataset = ImageDataset(files / data, labels=network == "biggan")
     real = np.stack([dataset[i][0].transpose(1, 2, 0) for i in range(REAL)])
@@ -129,7 +138,7 @@ def test_metrics_are_those_of_the_images_of_the_seeds(files, tmp_path, network, 
     x, y, p = seen(real, return_features=True), seen(fake, return_features=True), seen(fake, no_output_bias=True)
     # a sum in another order may take one level to the next
     close = {"rel": 1e-3, "abs": 1e-5}
-    results = {name: line_of(tmp_path / "out", name_of(name, NUM))["results"] for name in METRICS}
+    results = {name: line_of(tmp_path / "out", name_of(name, NUM))["results"] for name in OF_FEATURES}
     assert results["fid50k_full"] == {"fid0.014k_full": pytest.approx(frechet_distance(Moments.of(x), Moments.of(y)), **close)}
     assert results["kid50k_full"] == {"kid0.014k_full": pytest.approx(kernel_distance(x, y), **close)}
     assert list(results["pr50k3_full"].values()) == pytest.approx(precision_recall(x, y), **close)
@@ -178,6 +187,63 @@ def test_random_noise_belongs_to_the_seed(files):
     assert (in_threes - fixed).abs().max() > 1
 
 
+def noisy_layers(G):
+    """In the order in which they draw."""
+    return [module for module in G.synthesis.modules() if hasattr(module, "noise_const")]
+
+
+def lengths_one_by_one(G, labels, factor):
+    """Of each path in turn, with the noise of its first seed stored in the network; of images scaled down by `factor`."""
+    lengths = []
+    for i, label in enumerate(labels):
+        generator, images = torch.Generator().manual_seed(2 * i), []
+        for layer in noisy_layers(G):
+            layer.noise_const.copy_(torch.randn([1, *layer.noise_const.shape], generator=generator)[0])
+        w = [G.mapping(G.sample_z(seed), torch.from_numpy(label)[None]) for seed in (2 * i, 2 * i + 1)]
+        for step in (0.0, 1e-4):
+            image = G.synthesis(w[0] + step * (w[1] - w[0]), noise_mode="const").numpy().astype(np.float64)[0]
+            C, R = len(image), len(image[0]) // factor
+            image = ((image + 1) / 2).reshape(C, R, factor, R, factor).mean(axis=(2, 4))
+            images.append(np.concatenate([(image**2).ravel(), (image[:, 1:] * image[:, :-1]).ravel()]))
+        lengths.append(((images[1] - images[0]) ** 2).sum() / 1e-8)
+    return np.array(lengths)
+
+
+@pytest.mark.parametrize(("c_dim", "most_pixels"), [(0, 256), (3, 8)], ids=["unconditional", "conditional-scaled-down"])
+@torch.no_grad()
+def test_path_lengths_are_those_of_each_path_by_itself(files, tmp_path, monkeypatch, c_dim, most_pixels):
+    monkeypatch.setattr("fastdgl.fidelity.path_length.MOST_PIXELS", most_pixels)
+    save(tmp_path / "snapshot" / "network-snapshot-000001.safetensors", {**STYLEGAN2, "resolution": 32, "num_fp16_res": 2}, c_dim, None)
+    G = checkpoints.open_snapshot(tmp_path / "snapshot").network("G_ema", low_precision="bfloat16")
+    for layer in noisy_layers(G):
+        nn.init.constant_(layer.noise_strength, 0.5)
+    dataset, before = ImageDataset(files / "rgb32", labels=c_dim > 0), copy.deepcopy(G.state_dict())
+    lengths = path_lengths(G, dataset, 9, TorchScriptDetector(files / "seer.pt", CPU), ALONE, 5)
+    assert lengths.dtype == torch.float64
+    # G is left as it was
+    assert G.synthesis.b32.dtype == torch.bfloat16 and all(torch.equal(before[name], tensor) for name, tensor in G.state_dict().items())
+    G.synthesis.b16.dtype = G.synthesis.b32.dtype = torch.float32
+    labels = [dataset.label(i) for i in np.random.RandomState(0).randint(REAL, size=9)]
+    # the rounding of fp32 is divided by epsilon
+    assert lengths.numpy() == pytest.approx(lengths_one_by_one(G, labels, max(32 // most_pixels, 1)), rel=0.02)
+
+
+def test_ppl_is_in_the_line_of_all_paths(files, tmp_path):
+    result = call(files, tmp_path, "--metrics", "ppl2_wend,is50k")
+    assert result.exit_code == 0, result.output
+    line = line_of(tmp_path / "out", "ppl2_wend")
+    lengths = path_lengths(checkpoints.open_snapshot(files / "stylegan2").averaged_generator(CPU), ImageDataset(files / "rgb16"), NUM,
+                           TorchScriptDetector(files / "seer.pt", CPU), ALONE, 5)
+    assert line["results"] == {"ppl2_wend": pytest.approx(float(lengths.mean()), rel=1e-6)}
+    assert (line["num_real"], line["num_fake"], line["resizing"]) == (0, NUM, "none before the detector")
+    assert f"ppl2_wend {line['results']['ppl2_wend']:.6g}" in result.stdout
+
+
+def test_a_line_says_that_images_were_scaled_down():
+    assert resizing("ppl2_wend", 1024) == "to 256x256 by means over squares, before the detector"
+    assert resizing("ppl2_wend", 256) == resizing("fid50k_full", 1024) == "none before the detector"
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_share_each_batch_evenly(ranks):
     of_ranks = [list(shares(11, 2, Run(rank, ranks, CPU))) for rank in range(ranks)]
@@ -191,11 +257,14 @@ def test_ranks_share_each_batch_evenly(ranks):
 
 def evaluation(folder, out, run, detector):
     """The results of all metrics, exactly as they are."""
-    snapshot, cache = checkpoints.open_snapshot(folder / "biggan"), out / f"cache{run.world_size}"
+    cache = out / f"cache{run.world_size}"
     cache.mkdir(exist_ok=True)
-    dataset = ImageDataset(folder / "rgb32", labels=True)
-    found = evaluate(list(METRICS), snapshot.averaged_generator(CPU), dataset, detector, run, num=NUM, cache=cache, batch=4 // run.world_size, workers=0)
-    return {key: value for _, results, _ in found for key, value in results.items()}
+    collected = {}
+    for network, data, metrics in (("biggan", "rgb32", OF_FEATURES), ("stylegan2", "rgb16", ["ppl2_wend"])):
+        G, dataset = checkpoints.open_snapshot(folder / network).averaged_generator(CPU), ImageDataset(folder / data, labels=network == "biggan")
+        found = evaluate(metrics, G, dataset, detector, run, num=NUM, cache=cache, batch=4 // run.world_size, workers=0)
+        collected |= {key: value for _, results, _ in found for key, value in results.items()}
+    return collected
 
 
 def evaluate_on_two(rank, port, folder, out, url):
@@ -332,6 +401,9 @@ def test_grey_images_are_seen_in_three_channels(files):
     pytest.param([], {"detector": "divider.pt"}, "returns numbers that are infinite or NaN", id="infinite"),
     pytest.param([], {"detector": "picky.pt"}, "fails on images [5, 3, 16, 16] of type uint8: ", id="fails"),
     pytest.param(["--metrics", "is50k"], {"detector": "averager.pt"}, "returns no probabilities of classes", id="no-probabilities"),
+    pytest.param(["--metrics", "fid50k_full,ppl2_wend"], {"detector": "averager.pt"}, "averager.pt cannot tell perceptual distances", id="no-lpips"),
+    pytest.param(["--metrics", "fid50k_full,ppl2_wend"], {"network": "biggan", "data": "rgb32"},
+                 "ppl2_wend is the length of paths in w, which a StyleGAN2 has and this network has not", id="no-w"),
     pytest.param(["--metrics", "fid50k_full,fid"], {}, "there is no metric 'fid'; expected some of fid50k_full, kid50k_full", id="unknown-metric"),
     pytest.param(["--metrics", "pr50k3_full", "--fakes", 3], {}, "pr50k3_full needs at least 4 fakes, got 3", id="too-few-fakes"),
     pytest.param(["--fakes", 0], {}, "0 is not in the range x>=1", id="no-fakes"),

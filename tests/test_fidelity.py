@@ -1,6 +1,7 @@
 """The metrics' formulas, each against another computation of the same number."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fastdgl.fidelity.inception_score import inception_score
 from fastdgl.fidelity.kernel_distance import kernel_distance
 from fastdgl.fidelity.moments import FeatureError, Moments
 from fastdgl.fidelity.neighbours import distances, squared_radii
+from fastdgl.fidelity.path_length import perceptual_path_length
 from fastdgl.fidelity.precision_recall import precision_recall
 
 D = 12
@@ -149,6 +151,14 @@ def test_inception_score_is_the_mean_of_exponential_divergences():
 def test_inception_score_goes_from_one_to_the_number_of_classes():
     assert inception_score(torch.full([20, 4], 0.25)) == pytest.approx((1, 0))
     assert inception_score(torch.eye(4).repeat(10, 1)) == pytest.approx((4, 0))
+
+
+@pytest.mark.parametrize("N", [1, 14, 101, 250])
+def test_perceptual_path_length_leaves_out_less_than_a_percent_at_each_end(N):
+    lengths = features(N, 0, d=1)[:, 0].double().square()
+    below = math.floor((N - 1) / 100)                                 # the last length below the percentile stays
+    kept = sorted(lengths.tolist())[below:N - below]
+    assert perceptual_path_length(lengths) == pytest.approx(np.mean(kept), rel=1e-12)
 
 
 @pytest.mark.parametrize("compare", [

@@ -93,6 +93,8 @@ def real_features(dataset: ImageDataset, detector: Detector, wanted: Collection[
         kept = Kept(folder, dataset.name, hashlib.sha256(json.dumps(settings).encode()).hexdigest())
         return kept, sorted(part for part in wanted if not kept.path(part).exists())
 
+    if not wanted:
+        return Features()
     kept, missing = first_rank_decides(look)
     found = Features()
     if missing:

@@ -60,11 +60,15 @@ class Detector(Protocol):
     def probabilities(self, images: Tensor) -> Tensor:
         """Of the classes it knows, `[N, classes]`, float32."""
 
+    def lpips(self, images: Tensor) -> Tensor:
+        """`[N, d]`, float32, whose squared distances are LPIPS, of `float32 [N, C, R, R]` in 0 to 255 that are not resized."""
+
 
 class TorchScriptDetector:
     """A TorchScript file, called as NVIDIA's metrics call `inception-2015-12-05.pt` and `vgg16.pt`.
 
         features = forward(images, return_features=True),  probabilities = forward(images, no_output_bias=True)
+        lpips = forward(images, return_lpips=True, resize_images=False)
 
     Images are `uint8 [N, 3, R, R]`, grey ones with three equal channels. A keyword that the file's forward does not have is left out.
 
@@ -98,7 +102,7 @@ class TorchScriptDetector:
         Raises:
             DetectorError: The file fails on these images, or returns something else.
         """
-        return self._call(images, "return_features")
+        return self._call(images, return_features=True)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """`[N, classes]`, float32.
@@ -106,19 +110,31 @@ class TorchScriptDetector:
         Raises:
             DetectorError: As of `features`, or what it returns are no probabilities.
         """
-        p = self._call(images, "no_output_bias")
+        p = self._call(images, no_output_bias=True)
         if bool((p < 0).any()) or not bool(((p.sum(dim=1) - 1).abs() < ROUNDING).all()):
             raise DetectorError(f"{self.path} returns no probabilities of classes: expected rows that sum to 1, as of NVIDIA's Inception; "
                                 f"leave out the metrics that need them, such as is50k")
         return p
 
-    def _call(self, images: Tensor, keyword: str) -> Tensor:
-        keywords = {keyword: True} if keyword in self._keywords else {}
+    def lpips(self, images: Tensor) -> Tensor:
+        """`[N, d]`, float32, of images `float32 [N, C, R, R]` in 0 to 255.
+
+        Raises:
+            DetectorError: As of `features`, or its forward has no `return_lpips`.
+        """
+        if "return_lpips" not in self._keywords:
+            raise DetectorError(f"{self.path} cannot tell perceptual distances: expected a forward with return_lpips, as of NVIDIA's vgg16.pt; "
+                                f"take vgg16 for it, or leave out ppl2_wend")
+        return self._call(images, return_lpips=True, resize_images=False)
+
+    def _call(self, images: Tensor, **keywords: bool) -> Tensor:
+        keywords = {keyword: value for keyword, value in keywords.items() if keyword in self._keywords}
         try:
             output = self._module(images.expand(-1, 3, -1, -1), **keywords)
         # TorchScript's own errors are no RuntimeErrors
         except (RuntimeError, torch.jit.Error) as error:
-            raise DetectorError(f"{self.path} fails on images {list(images.shape)} of type uint8: {last_line(error)}") from error
+            dtype = str(images.dtype).removeprefix("torch.")
+            raise DetectorError(f"{self.path} fails on images {list(images.shape)} of type {dtype}: {last_line(error)}") from error
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images) or not output.is_floating_point():
             got = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise DetectorError(f"{self.path} returns {got} for {len(images)} images: expected floating-point numbers [{len(images)}, d]")

@@ -33,11 +33,13 @@ class Features:
     moments: Of the features of all images.
     bank: Features `[n, d]`, float32, of at most MAX_BANK images, in order.
     probabilities: `[N, classes]`, float32.
+    path_lengths: Of fakes that are not those of the other parts, `[N]`, float64.
     """
 
     moments: Moments | None = None
     bank: Tensor | None = None
     probabilities: Tensor | None = None
+    path_lengths: Tensor | None = None
 
 
 @torch.no_grad()
@@ -45,7 +47,7 @@ def collect(images: Iterator[Batch], count: int, detector: Detector, wanted: Col
     """What the detector sees in `count` images. All ranks call it together.
 
     Args:
-        wanted: Names of the fields of `Features` to fill.
+        wanted: Names of the fields of `Features` to fill, of moments, bank and probabilities.
         what: What to call the images beside the progress bar, which is on standard error.
     """
     kept = np.zeros(count, bool)
@@ -109,12 +111,17 @@ def fake_images(G: nn.Module, dataset: ImageDataset, count: int, run: Run, batch
     A StyleGAN2 adds random noise, as in NVIDIA's metrics; that of a seed is the same in any batch and on any rank, but not on devices
     of another kind.
     """
-    drawn = np.random.RandomState(0).randint(len(dataset), size=count)
     for seeds, N in shares(count, batch, run):
         z = torch.cat([G.sample_z(seed) for seed in seeds]).to(run.device)
-        c = torch.from_numpy(np.stack([dataset.label(drawn[seed]) for seed in seeds])).to(run.device)
+        c = labels_of(seeds, count, dataset).to(run.device)
         options = {"noise_mode": "random", "normal": noise_of(seeds)} if isinstance(G, StyleGAN2) else {}
         yield to_levels(G.sample_images(z, c, **options)), N
+
+
+def labels_of(fakes: Sequence[int], count: int, dataset: ImageDataset) -> Tensor:
+    """The labels of some of `count` fakes, `float32 [N, label_dim]`, which are drawn from the dataset with their frequency."""
+    drawn = np.random.RandomState(0).randint(len(dataset), size=count)
+    return torch.from_numpy(np.stack([dataset.label(drawn[fake]) for fake in fakes]))
 
 
 def noise_of(seeds: Sequence[int]) -> Callable[..., Tensor]:

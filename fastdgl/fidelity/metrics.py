@@ -11,12 +11,14 @@ from torch import nn
 
 from ..engines import Run, first_rank_decides
 from ..images import ImageDataset
+from ..models.stylegan2 import Generator as StyleGAN2
 from . import density_coverage, inception_score, kernel_distance, precision_recall
 from .cache import real_features
 from .detectors import Detector
 from .features import MAX_BANK, Features, collect, fake_images
 from .frechet_distance import frechet_distance
 from .moments import FeatureError
+from .path_length import path_lengths, perceptual_path_length
 
 NUM = 50_000
 
@@ -55,22 +57,26 @@ METRICS = {
     "is50k": Metric("probabilities", inception_score.SPLITS,
                     lambda real, fake, device: dict(zip(("_mean", "_std"), inception_score.inception_score(fake.probabilities))),
                     uses_real=False),
+    "ppl2_wend": Metric("path_lengths", 1, lambda real, fake, device: {"": perceptual_path_length(fake.path_lengths)}, "vgg16", uses_real=False),
 }
 
 
 def name_of(metric: str, num: int) -> str:
-    """What a metric of so many fakes is called: of NUM `fid50k_full`, of 1,000 `fid1k_full`, of 1,500 `fid1.5k_full`."""
+    """What a metric of so many fakes is called: of NUM `fid50k_full`, of 1,000 `fid1k_full`, of 1,500 `fid1.5k_full`.
+
+    Of `ppl2_wend`, whose name has no number, only the line tells.
+    """
     return metric.replace("50k", f"{num / 1000}k".replace(".0k", "k"))
 
 
 def evaluate(metrics: Sequence[str], G: nn.Module, dataset: ImageDataset, detector: Detector, run: Run, *,
              num: int, cache: Path, batch: int, workers: int) -> Iterator[tuple[str, dict[str, float], int]]:
-    """The metrics of a generator, one after the other. All ranks call it together.
+    """The metrics of a generator, one after the other. All ranks call it together, with TF32 off.
 
     Args:
         metrics: Of METRICS.
         dataset: The real images, which also say how often each class is drawn.
-        num: How many fakes.
+        num: How many fakes, or paths.
         cache: Folder of what was seen in real images.
         batch: Images at once on each rank.
         workers: Processes that decode real images.
@@ -82,10 +88,14 @@ def evaluate(metrics: Sequence[str], G: nn.Module, dataset: ImageDataset, detect
         FeatureError: As of `check_computable`, before any image is looked at.
         DatasetError, DetectorError, CacheError: From there.
     """
-    check_computable(metrics, num, len(dataset))
+    check_computable(metrics, G, num, len(dataset))
     chosen = [METRICS[metric] for metric in metrics]
+    wanted = {it.part for it in chosen} - {"path_lengths"}
+    # first, as a detector without LPIPS is refused at once
+    lengths = path_lengths(G, dataset, num, detector, run, batch) if any(it.part == "path_lengths" for it in chosen) else None
     real = real_features(dataset, detector, {it.part for it in chosen if it.uses_real}, run, cache, batch, workers)
-    fake = collect(fake_images(G, dataset, num, run, batch), num, detector, {it.part for it in chosen}, run, "fakes")
+    fake = collect(fake_images(G, dataset, num, run, batch), num, detector, wanted, run, "fakes") if wanted else Features()
+    fake.path_lengths = lengths
     for metric, it in zip(metrics, chosen):
         name = name_of(metric, num)
         numbers = first_rank_decides(lambda it=it: it.compute(real, fake, run.device))
@@ -93,14 +103,16 @@ def evaluate(metrics: Sequence[str], G: nn.Module, dataset: ImageDataset, detect
         yield name, {name + suffix: number for suffix, number in numbers.items()}, num_real
 
 
-def check_computable(metrics: Sequence[str], num: int, num_real: int) -> None:
-    """Refuse metrics, of METRICS, that need more fakes or real images than so many.
+def check_computable(metrics: Sequence[str], G: nn.Module, num: int, num_real: int) -> None:
+    """Refuse metrics, of METRICS, that such a generator does not have, or not of so many fakes and real images.
 
     Raises:
         FeatureError: One of them.
     """
     for metric in metrics:
         it = METRICS[metric]
+        if it.part == "path_lengths" and not isinstance(G, StyleGAN2):
+            raise FeatureError(f"{metric} is the length of paths in w, which a StyleGAN2 has and this network has not; leave {metric} out")
         for what, count in (("fakes", num), *([("real images", num_real)] if it.uses_real else [])):
             if count < it.least:
                 raise FeatureError(f"{metric} needs at least {it.least} {what}, got {count}")
