@@ -151,6 +151,16 @@ def test_a_name_comes_before_a_path(monkeypatch, scripts, tmp_path):
     assert sees(open_detector("./digits", CPU)) == sees(open_detector(scripts / "first.pt", CPU)) == [[3.0] * 3]
 
 
+@torch.no_grad()
+def test_the_classifier_of_digits_comes_along():
+    detector = open_detector("digits", CPU)
+    assert (detector.path.parent / "digits.zip").exists()
+    images = torch.rand([2, 1, 32, 32], generator=torch.Generator().manual_seed(0)) * 255
+    assert detector.features(images.byte()).shape[0] == 2
+    # of floats, as a step of a path needs
+    assert not torch.equal(detector.lpips(images), detector.lpips(images.floor()))
+
+
 def test_an_unknown_name_is_told_the_known_ones(tmp_path):
     with pytest.raises(DetectorError, match="resnet cannot be read .*, or a detector by its name, inception, vgg16, digits"):
         open_detector(tmp_path / "resnet", CPU)
