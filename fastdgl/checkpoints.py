@@ -143,6 +143,20 @@ def write_snapshot(path: Path, states: Mapping[str, Mapping[str, Tensor]], heade
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
 
 
+def saved_snapshots(folder: Path) -> list[Path]:
+    """The snapshots of a run, oldest first."""
+    return sorted(folder.glob(SNAPSHOT_PATTERN))
+
+
+def remove_old_snapshots(newest: Path, keep: int) -> None:
+    """Remove the snapshots before `newest`, but for as many of the newest as make `keep` together with it.
+
+    Those after it, which a run that was resumed from an earlier checkpoint has left, are about to be replaced, and stay.
+    """
+    for old in [path for path in saved_snapshots(newest.parent) if path.name <= newest.name][:-keep]:
+        old.unlink()
+
+
 def open_snapshot(path: str | Path) -> Snapshot:
     """The snapshot at `path`, or the newest one in the run folder at `path`.
 
@@ -156,7 +170,7 @@ def open_snapshot(path: str | Path) -> Snapshot:
         return _pretrained(path)
     # os.path, which answers where a folder on the way may not be entered
     if os.path.isdir(path) and not interop.is_foreign(path):
-        snapshots = sorted(path.glob(SNAPSHOT_PATTERN))
+        snapshots = saved_snapshots(path)
         if not snapshots:
             raise CheckpointError(f"{path}: no network snapshot in this folder; expected a {SNAPSHOT_PATTERN}")
         path = snapshots[-1]

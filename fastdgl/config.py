@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from .sentences import printable
 
@@ -27,6 +28,17 @@ Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
 NameOrNone = Annotated[str, Field(pattern=r"^[\w.-]*$", max_length=100)]
 # True equals 1 in Python, and would pass for it in a choice of numbers
 NotBoolean = BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)
+
+
+
+def _all_or_a_number(value: Any) -> Any:
+    if value == "all" or (type(value) is int and 0 < value <= LARGEST_INT):
+        return value
+    # what a choice of two types says by itself names neither
+    raise PydanticCustomError("all_or_a_number", "'all' or a whole number of at least 1")
+
+
+AllOrANumber = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_or_a_number)]
 
 # a run started from, or taught by, the last snapshot of another stage of the same file
 STAGE_PREFIX = "stage:"
@@ -341,6 +353,8 @@ class Train(Section):
     image_ticks, snapshot_ticks, checkpoint_ticks: Ticks between two sample grids, network snapshots, training
         checkpoints. Each is also written at the end; 0 writes it at the end only.
     keep_checkpoints: How many of the newest training checkpoints stay.
+    keep_snapshots: How many of the newest network snapshots stay, or `all`. A stage that starts from this run, or is taught by it, takes
+        the last, which always stays.
     """
 
     batch: PositiveInt = 32
@@ -358,6 +372,7 @@ class Train(Section):
     snapshot_ticks: Annotated[int, Field(ge=0)] = 50
     checkpoint_ticks: Annotated[int, Field(ge=0)] = 50
     keep_checkpoints: PositiveInt = 2
+    keep_snapshots: AllOrANumber = "all"
 
     @model_validator(mode="after")
     def check_average(self) -> "Train":

@@ -221,15 +221,19 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
 def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
          sheet: SampleSheet, done: bool) -> None:
     """Write what is due after a tick: a sheet of samples, a snapshot, a checkpoint."""
+    settings = config.train
 
     def due(every: int) -> bool:
         return done or (every > 0 and progress.tick % every == 0)
 
-    if due(config.train.image_ticks):
+    if due(settings.image_ticks):
         first_rank_decides(lambda: sheet.save_fake(folder / sheet_name(progress.seen), student.average))
-    if due(config.train.snapshot_ticks):
-        first_rank_decides(lambda: checkpoints.save_snapshot(folder / snapshot_name(progress.seen), student.networks, config, dataset, progress.seen))
-    if due(config.train.checkpoint_ticks):
+    if due(settings.snapshot_ticks):
+        snapshot = folder / snapshot_name(progress.seen)
+        first_rank_decides(lambda: checkpoints.save_snapshot(snapshot, student.networks, config, dataset, progress.seen))
+        if settings.keep_snapshots != "all":
+            first_rank_decides(lambda: checkpoints.remove_old_snapshots(snapshot, settings.keep_snapshots))
+    if due(settings.checkpoint_ticks):
         save(config, run, folder, student, latents, progress)
 
 
@@ -331,7 +335,7 @@ def newest_run(config: Config, stage: str) -> Path:
     """The folder of the newest run of another stage of the same file that has left a snapshot."""
     description = config.model_copy(update={"stage": stage}).description
     runs = sorted(folder for folder in Path(config.outdir).glob(f"*-{description}")
-                  if folder.name.removesuffix(f"-{description}").isdigit() and any(folder.glob(checkpoints.SNAPSHOT_PATTERN)))
+                  if folder.name.removesuffix(f"-{description}").isdigit() and checkpoints.saved_snapshots(folder))
     if not runs:
         raise CheckpointError(f"{STAGE_PREFIX}{stage}: no run of that stage in {config.outdir}; run it first")
     return runs[-1]

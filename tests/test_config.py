@@ -244,6 +244,9 @@ def test_names_what_the_networks_cannot_be(tmp_path, model, said):
 
 @pytest.mark.parametrize(("text", "said"), claims(
     ("train: {batch: 0}", "train.batch: expected a number greater than 0, got 0"),
+    ("train: {keep_snapshots: 0}", "train.keep_snapshots: expected 'all' or a whole number of at least 1, got 0"),
+    ("train: {keep_snapshots: true}", "train.keep_snapshots: expected 'all' or a whole number of at least 1, got true"),
+    ("train: {keep_snapshots: some}", "train.keep_snapshots: expected 'all' or a whole number of at least 1, got 'some'"),
     ("seed: -1", "seed: expected a number greater than or equal to 0, got -1"),
     ("seed: 4294967296", "seed: expected a number less than 4294967296, got 4294967296"),
     ("guidance: {weight: -0.1}", "guidance.weight: expected a number greater than or equal to 0, got -0.1"),

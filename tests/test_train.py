@@ -13,14 +13,14 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from fastdgl.checkpoints import open_snapshot, saved_checkpoints
+from fastdgl.checkpoints import SNAPSHOT_NAME, open_snapshot, saved_checkpoints, saved_snapshots
 from fastdgl.engines import TorchEngine
 from fastdgl.images import ImageDataset
 from fastdgl.samples import SampleSheet
 from fastdgl.train import main
 
 from ranks import free_port
-from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, networks, refusal, statistics, train
+from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, networks, refusal, statistics, switch_off, train
 
 STAGES = {
     "teacher": {},
@@ -216,6 +216,49 @@ def test_what_an_interrupted_run_wrote_after_its_checkpoint_is_not_told_twice(ti
 def test_old_checkpoints_are_removed(tiny, tmp_path):
     train("--config", tiny(train=TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 1}))
     assert len(saved_checkpoints(tmp_path / "runs" / "00000-tiny" / "checkpoints")) == 1
+
+
+# six steps, each a tick with a snapshot and a checkpoint
+OFTEN = TINY["train"] | {"tick_kimg": 0.008, "snapshot_ticks": 1, "checkpoint_ticks": 1, "keep_checkpoints": 9}
+
+
+@pytest.fixture
+def by_image(monkeypatch):
+    """Snapshots named by images: those of so short a run are not a kimg apart."""
+    monkeypatch.setattr("fastdgl.train.snapshot_name", SNAPSHOT_NAME.format)
+
+
+def seens(run: Path) -> list[int]:
+    return [open_snapshot(path).seen for path in saved_snapshots(run)]
+
+
+@pytest.mark.parametrize(("keep", "left"), [("all", [8, 16, 24, 32, 40, 48]), (3, [32, 40, 48]), (1, [48])], ids=["all", "3", "1"])
+def test_the_newest_snapshots_stay(tiny, tmp_path, by_image, keep, left):
+    train("--config", tiny(train=OFTEN | {"keep_snapshots": keep}))
+    assert seens(tmp_path / "runs" / "00000-tiny") == left
+
+
+def test_old_snapshots_stay_until_the_new_one_is_whole(tiny, tmp_path, by_image, monkeypatch):
+    run = tmp_path / "runs" / "00000-tiny"
+    with monkeypatch.context() as context:
+        switch_off(context, "safetensors.torch.save_file", 1)
+        assert "switched off" in refusal("--config", tiny(train=OFTEN | {"keep_snapshots": 1}))
+    assert seens(run) == [8]
+    with monkeypatch.context() as context:
+        switch_off(context, "fastdgl.checkpoints.remove_old_snapshots", 0)
+        assert "switched off" in refusal("--resume", run)
+    assert seens(run) == [8, 16]
+    train("--resume", run)
+    assert seens(run) == [48]
+
+
+def test_a_snapshot_that_a_resumed_run_has_yet_to_replace_pushes_none_out(tiny, tmp_path, by_image):
+    train("--config", tiny(train=OFTEN))
+    run = tmp_path / "runs" / "00000-tiny"
+    for checkpoint in saved_checkpoints(run / "checkpoints")[1:]:
+        shutil.rmtree(checkpoint)
+    train("--resume", run, "train.keep_snapshots=1", "train.kimg=0.016")
+    assert seens(run) == [16, 24, 32, 40, 48]
 
 
 def test_the_optimizers_can_be_kept_into_the_second_stage(tiny, tmp_path):

@@ -1,5 +1,7 @@
 """What tests of whole runs share: a config of seconds, ways to run it, and what is to be compared afterwards."""
 
+import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -48,6 +50,19 @@ def refusal(*arguments) -> str:
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error")]
     assert len(lines) == 1 and "Traceback" not in result.output
     return lines[0]
+
+
+def switch_off(monkeypatch, function: str, call: int) -> None:
+    """Let a run end where it calls a function for the time `call`, the first being 0."""
+    module, _, name = function.rpartition(".")
+    calls, original = itertools.count(), getattr(importlib.import_module(module), name)
+
+    def instead(*arguments, **options):
+        if next(calls) == call:
+            raise OSError("switched off")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(function, instead)
 
 
 def of_launchers() -> dict[str, str]:
