@@ -37,6 +37,7 @@ class ZeroEngine:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, config: configs.Config, world_size: int):
         self.module = module
         self.optimizer = optimizer
+        self.scales_loss = config.engine.precision == "fp16" and config.engine.zero_stage == 0
         if config.engine.precision == "fp16" and not get_accelerator().is_fp16_supported():
             raise configs.ConfigError("engine.precision: fp16 is not supported by DeepSpeed on this device; use bf16 or fp32")
         settings = deepspeed_settings(config, world_size)
@@ -51,6 +52,9 @@ class ZeroEngine:
     def backward(self, loss: Tensor, last: bool = True) -> None:
         # DeepSpeed's own count would take every backward for a whole step
         self.engine.set_gradient_accumulation_boundary(last)
+        # 0.19.8 scales the loss for the optimizers of ZeRO alone, and divides the gradients of fp16's at stage 0 all the same
+        if self.scales_loss:
+            loss = loss * self.engine.optimizer.loss_scale
         self.engine.backward(loss)
 
     def step(self) -> None:
