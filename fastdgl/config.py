@@ -408,6 +408,8 @@ class Engine(Section):
         `model.num_fp16_res`; `fp16` and `bf16` keep whole networks in 16 bits with fp32 masters.
     initial_scale_power: fp16's loss scale starts at 2 to this power.
     allow_tf32: fp32 convolutions on a GPU may use TF32: faster, and no longer the numbers of the paper.
+    timeout: Seconds for which a rank may be silent, or the others may wait for it in a collective, before the run ends with a
+        message that names it. What rank 0 does alone, such as writing a snapshot, must fit. The largest of a file's stages counts.
     """
 
     kind: Literal["deepspeed", "torch"] = "deepspeed"
@@ -416,6 +418,7 @@ class Engine(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     initial_scale_power: Annotated[int, Field(ge=0, le=24)] = 8
     allow_tf32: bool = False
+    timeout: Annotated[float, Field(ge=5)] = 1800
 
     @model_validator(mode="after")
     def check_precision(self) -> "Engine":

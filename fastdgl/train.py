@@ -6,6 +6,7 @@ Config in, trained generator out. This module runs as `__main__`; nothing import
 """
 
 import math
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from fastdgl.atomic_files import atomically
 from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
 from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, gathered, start_run
+from fastdgl.engines.peers import watched
 from fastdgl.images import DatasetError, ImageDataset, LabelsMissing, stream
 from fastdgl.interruption import StopRequest
 from fastdgl.journal import Journal, Statistic, new_run_folder
@@ -90,6 +92,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
 
     sheet = SampleSheet(dataset, config.model.z_dim, config.seed, run.device)
     folder = first_rank_decides(lambda: begin_folder(config, sheet, student) if resumed is None else resumed)
+    check_shared(folder, run)
     first_rank_decides(lambda: keep_config(folder, config))
     journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed)
     announce(config, run, dataset, student, journal, folder)
@@ -362,6 +365,17 @@ def begin_folder(config: Config, sheet: SampleSheet, student: Student) -> Path:
     return folder
 
 
+def check_shared(folder: Path, run: Run) -> None:
+    """Each rank writes its part of a checkpoint into the run folder, and reads it there.
+
+    Raises:
+        TrainingError: This rank is on a machine, or in a folder, from which it cannot be seen.
+    """
+    if not folder.is_dir():
+        raise TrainingError(f"{folder}, which rank 0 has made, is not there for rank {run.rank} on {socket.gethostname()}; "
+                            f"outdir must be a folder that all machines share, by the same path")
+
+
 def keep_config(folder: Path, config: Config) -> None:
     """The resolved config into the run folder, from which `--resume` reads it."""
     with atomically(folder / CONFIG_NAME) as unfinished:
@@ -412,12 +426,13 @@ def main(config_path: Path | None, resume_folder: Path | None, stage: str | None
         if dry_run:
             click.echo("\n---\n".join(configs.to_yaml(config).rstrip() for config in plan))
             return
-        run = start_run()
+        run = start_run(max(config.engine.timeout for config in plan))
     except (ConfigError, CheckpointError) as error:
         raise click.ClickException(str(error)) from None
 
     try:
-        summaries = [train(plan[0], run, resumed=resume_folder)] if resume_folder else train_all(plan, run)
+        with watched(run.peers):
+            summaries = [train(plan[0], run, resumed=resume_folder)] if resume_folder else train_all(plan, run)
         if run.rank == 0:
             click.echo("\n" + table(summaries))
     except Stopped:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -16,17 +17,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import config as configs
+from .peers import Peers, in_short, patience
 
 T = TypeVar("T")
+
+# for the launchers of all machines to be started
+MEETING = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Run:
-    """This process among the ranks."""
+    """This process among the ranks. peers: What is heard of the others; None where it is alone."""
 
     rank: int
     world_size: int
     device: torch.device
+    peers: Peers | None = None
 
 
 class Engine(Protocol):
@@ -51,8 +57,15 @@ class Engine(Protocol):
         """Back from `folder`; called by all ranks."""
 
 
-def start_run() -> Run:
-    """Join the process group that a launcher (deepspeed, torchrun) describes in the environment, or one of a single rank."""
+def start_run(timeout: float | None = None) -> Run:
+    """Join the process group that a launcher (deepspeed, torchrun) describes in the environment, or one of a single rank.
+
+    Args:
+        timeout: Seconds for which a rank may be silent, or a collective may wait; None for torch's own, and nobody is watched.
+
+    Raises:
+        ConfigError: This machine has no GPU for this rank, or not all ranks came.
+    """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     # DeepSpeed looks for this one even where no launcher has set it
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
@@ -63,13 +76,38 @@ def start_run() -> Run:
     if on_gpu:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
-    if not dist.is_initialized():
-        backend = "nccl" if on_gpu else "gloo"
-        if world_size > 1:
-            dist.init_process_group(backend, rank=rank, world_size=world_size)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return Run(rank, world_size, device)
+    backend = "nccl" if on_gpu else "gloo"
+    if dist.is_initialized():
+        return Run(rank, world_size, device)
+    if world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        return Run(rank, world_size, device)
+    return Run(rank, world_size, device, join(backend, rank, world_size, timeout))
+
+
+def join(backend: str, rank: int, world_size: int, timeout: float | None) -> Peers | None:
+    """Meet the other ranks, and join the process group with them.
+
+    Returns:
+        What is heard of the others; None if nobody is to be watched.
+
+    Raises:
+        ConfigError: Not all came, or they cannot reach each other.
+    """
+    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=MEETING))
+        peers = None if timeout is None else Peers(store, rank, world_size, timeout)
+    except dist.DistError as error:
+        raise configs.ConfigError(f"rank {rank} has not met all {world_size} ranks at {place} within {MEETING} ({in_short(error)}); "
+                                  f"start every rank, each with this address and port") from None
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size,
+                                timeout=None if timeout is None else patience(timeout))
+    except RuntimeError as error:
+        raise configs.ConfigError(f"rank {rank} has met the others at {place}, and cannot connect to each of them ({in_short(error)}); "
+                                  f"name the network interface that joins the machines, GLOO_SOCKET_IFNAME=eth0, and with GPUs NCCL_SOCKET_IFNAME=eth0") from None
+    return peers
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import config as configs
 from . import own_settings
+from .peers import patience
 
 # deepspeed looks for its accelerator when imported, and warns if it is left to find a CPU by itself
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -42,6 +44,8 @@ class ZeroEngine:
             raise configs.ConfigError("engine.precision: fp16 is not supported by DeepSpeed on this device; use bf16 or fp32")
         settings = deepspeed_settings(config, world_size)
         deepspeed.init_distributed(dist_init_required=False)
+        # DeepSpeed's groups would wait as long as torch does by default
+        deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=patience(config.engine.timeout))
         try:
             checked = DeepSpeedConfig(settings)
         except (ValueError, AssertionError) as error:
