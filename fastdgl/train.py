@@ -366,7 +366,7 @@ def begin_folder(config: Config, sheet: SampleSheet, student: Student) -> Path:
 
 
 def check_shared(folder: Path, run: Run) -> None:
-    """Each rank writes its part of a checkpoint into the run folder, and reads it there.
+    """Every rank goes to the run folder for checkpoints.
 
     Raises:
         TrainingError: This rank is on a machine, or in a folder, from which it cannot be seen.

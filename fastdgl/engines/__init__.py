@@ -106,7 +106,8 @@ def join(backend: str, rank: int, world_size: int, timeout: float | None) -> Pee
                                 timeout=None if timeout is None else patience(timeout))
     except RuntimeError as error:
         raise configs.ConfigError(f"rank {rank} has met the others at {place}, and cannot connect to each of them ({in_short(error)}); "
-                                  f"name the network interface that joins the machines, GLOO_SOCKET_IFNAME=eth0, and with GPUs NCCL_SOCKET_IFNAME=eth0") from None
+                                  f"name the network interface that joins the machines, GLOO_SOCKET_IFNAME=eth0, "
+                                  f"and with GPUs NCCL_SOCKET_IFNAME=eth0") from None
     return peers
 
 
