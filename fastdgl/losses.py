@@ -1,4 +1,4 @@
-"""What is minimised: pure functions of logits, images and latents."""
+"""What is minimised: pure functions of logits, images, latents and features."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -70,7 +70,7 @@ def orthogonal_penalty(weights: Iterable[Tensor]) -> Tensor:
     """
     penalties = []
     for weight in weights:
-        rows = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+        rows = _widened(weight.flatten(1))
         gram = rows @ rows.T                                              # [O, O]
         penalties.append((gram - gram.diagonal().diag()).square().sum() / 2)
     return torch.stack(penalties).sum()
@@ -112,3 +112,68 @@ def path_lengths(images: Tensor, ws: Tensor, normal: Callable[..., Tensor] = tor
     y = normal(list(images.shape), device=images.device) / math.sqrt(images.shape[2] * images.shape[3])
     gradient, = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
     return gradient.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def l1_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute difference per sample.
+
+        |x - y|_1 / (C H W)
+
+    Args:
+        x, y: Features `[N, C, H, W]`; those in 16 bits are compared in fp32.
+
+    Returns:
+        `[N]`, differentiable.
+    """
+    return (_widened(x) - _widened(y)).abs().flatten(1).mean(dim=1)
+
+
+def rmse_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Root of the mean squared difference per sample; its gradient is 0 where the two are equal.
+
+        |x - y|_2 / sqrt(C H W)
+
+    The root is of each sample's mean, not of the batch's, so that the distance does not depend on how a batch is shared out.
+
+    Args:
+        x, y: Features `[N, C, H, W]`, or anything `[N, ...]`; those in 16 bits are compared in fp32.
+
+    Returns:
+        `[N]`, differentiable.
+
+    Source: Li et al. 2021, "Revisiting Discriminator in GAN Compression: A Generator-discriminator Cooperative
+    Compression Scheme" (GCC, arXiv 2110.14439).
+    """
+    difference = (_widened(x) - _widened(y)).flatten(1)
+    # the norm, whose gradient at 0 is 0 and not NaN as the root's is
+    return torch.linalg.vector_norm(difference, dim=1) / math.sqrt(difference.shape[1])
+
+
+def gram_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Distance of the Gram matrices, which tell the style of an image and not where in it something is.
+
+        rmse(F_x F_x^T / (C H W), F_y F_y^T / (C H W)),   F the features as a `[C, H W]` matrix
+
+    Args:
+        x, y: Features `[N, C, H, W]`; those in 16 bits are compared in fp32.
+
+    Returns:
+        `[N]`, differentiable.
+
+    Source: Gatys et al. 2016, "Image Style Transfer Using Convolutional Neural Networks", section 2.2; between
+    discriminator features in GCC (arXiv 2110.14439).
+    """
+
+    def gram(features: Tensor) -> Tensor:                                 # [N, C, H, W] -> [N, C, C]
+        rows = _widened(features).flatten(2)
+        return rows @ rows.transpose(1, 2) / features[0].numel()
+
+    return rmse_distance(gram(x), gram(y))
+
+
+# by the names that a config's `distances` give
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1_distance, "rmse": rmse_distance, "gram": gram_distance}
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,6 +8,7 @@ from numerics import normal
 from fastdgl import config as configs
 from fastdgl.losses import (
     ADVERSARIAL,
+    DISTANCES,
     hinge_discriminator_loss,
     hinge_generator_loss,
     nonsaturating_discriminator_loss,
@@ -15,6 +16,7 @@ from fastdgl.losses import (
     orthogonal_penalty,
     path_lengths,
     r1_penalty,
+    rmse_distance,
 )
 
 LOGITS = torch.tensor([[-200.0], [-3.0], [0.0], [0.5], [200.0]], dtype=torch.float64)
@@ -128,3 +130,64 @@ def test_path_length_can_be_differentiated():
     by_s, by_w = torch.autograd.grad(lengths.sum(), [s, ws])
     torch.testing.assert_close(by_s, lengths.sum() / s)
     torch.testing.assert_close(by_w.flatten(), (s**2 * ws * (y.flatten() / 2).square() / lengths).flatten())
+
+
+def gram(features):
+    """F F^T / (C H W) of each sample, one product at a time."""
+    N, C, H, W = features.shape
+    matrices = np.empty((N, C, C))
+    for n in range(N):
+        for i in range(C):
+            for j in range(C):
+                matrices[n, i, j] = sum(features[n, i, h, w] * features[n, j, h, w] for h in range(H) for w in range(W)) / (C * H * W)
+    return matrices
+
+
+def l1_by_hand(x, y):
+    """The value `[N]` and its gradient by x."""
+    return np.abs(x - y).mean(axis=(1, 2, 3)), np.sign(x - y) / x[0].size
+
+
+def rmse_by_hand(x, y):
+    root = np.sqrt(((x - y) ** 2).mean(axis=(1, 2, 3)))
+    return root, (x - y) / (x[0].size * root[:, None, None, None])
+
+
+def gram_by_hand(x, y):
+    """d(gram) = 2 E F / (C H W) for a symmetric E = d(rmse)/d(gram)."""
+    difference = gram(x) - gram(y)
+    root = np.sqrt((difference**2).mean(axis=(1, 2)))
+    E = difference / (difference[0].size * root[:, None, None])
+    return root, 2 * np.einsum("nij,njhw->nihw", E, x) / x[0].size
+
+
+@pytest.mark.parametrize(("name", "by_hand"), [("l1", l1_by_hand), ("rmse", rmse_by_hand), ("gram", gram_by_hand)])
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (2, 1, 1, 1), (1, 3, 1, 2)], ids=str)
+def test_distances_of_features_and_their_gradients_are_those_of_their_formulas(name, by_hand, shape):
+    x, y = normal(*shape).requires_grad_(), normal(*shape, seed=1)
+    value, gradient = by_hand(x.detach().numpy(), y.numpy())
+    distance = DISTANCES[name](x, y)
+    np.testing.assert_allclose(distance.detach(), value, rtol=1e-12)
+    np.testing.assert_allclose(torch.autograd.grad(distance.sum(), x)[0], gradient, rtol=1e-10)
+    assert torch.autograd.gradcheck(DISTANCES[name], (x, y.requires_grad_()))
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_equal_features_are_at_no_distance_and_pull_nowhere(name):
+    """A student that starts as a copy of its teacher: the root of 0 has no gradient."""
+    x = normal(2, 3, 4, 4).requires_grad_()
+    distance = DISTANCES[name](x, x.detach().clone())
+    assert distance.eq(0).all() and torch.autograd.grad(distance.sum(), x)[0].eq(0).all()
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_features_in_16_bits_are_compared_in_fp32(name):
+    # their squares overflow
+    x, y = (300 * normal(2, 3, 4, 4, seed=seed, dtype=torch.float16) for seed in (0, 1))
+    torch.testing.assert_close(DISTANCES[name](x, y), DISTANCES[name](x.float(), y.float()), rtol=0, atol=0)
+    assert DISTANCES[name](x, y).isfinite().all()
+
+
+def test_the_root_is_of_each_sample():
+    x = torch.zeros(2, 1, 1, 1)
+    assert rmse_distance(x, torch.tensor([3.0, 5.0]).view(2, 1, 1, 1)).tolist() == [3, 5]
