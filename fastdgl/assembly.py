@@ -11,7 +11,7 @@ from . import checkpoints, ema, models
 from .checkpoints import CheckpointError, Snapshot
 from .config import STAGE_PREFIX, Config, ConfigError
 from .engines import Engine, Run, make_engine
-from .guidance import Guide, freeze
+from .guidance import Adaptors, FeatureBank, FeatureTeacher, FeatureTerm, Guide, freeze
 from .images import ImageDataset
 from .steps import Adversaries
 
@@ -32,7 +32,8 @@ class Student:
     def engines(self) -> dict[str, Engine]:
         """By the names that a checkpoint stores them under."""
         teachers = {f"teacher{i}": engine for i, engine in enumerate(self.gan.updated_teachers)}
-        return {"G": self.gan.G, "D": self.gan.D} | teachers
+        adaptors = {} if self.gan.adaptors is None else {"adaptors": self.gan.adaptors}
+        return {"G": self.gan.G, "D": self.gan.D} | teachers | adaptors
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -61,8 +62,8 @@ def check_agreement(config: Config, dataset: ImageDataset) -> None:
     if config.model.classes_only and not dataset.labels_are_classes:
         raise ConfigError(f"images.path: the labels of the images in {config.images.path} are vectors of {dataset.label_dim} numbers; "
                           f"a {config.model.family} takes one class an image, an integer in dataset.json")
-    for reference in [config.start, *(teacher.checkpoint for teacher in config.guidance.teachers)]:
-        if reference is not None and not reference.startswith(STAGE_PREFIX):
+    for reference in config.references.values():
+        if not reference.startswith(STAGE_PREFIX):
             open_matching(reference, config, dataset)
 
 
@@ -101,6 +102,7 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
 
     # every file is opened and checked before the first engine is made
     teachers = [open_teacher(teacher.checkpoint, config, dataset, run.world_size) for teacher in config.guidance.teachers]
+    feature_teacher = open_feature_teacher(G, config, dataset, run)
     start = None if config.start is None or resumed else open_matching(config.start, config, dataset)
     if start is not None:
         for network, name in ((G, "G"), (D, "D"), (average, "G_ema")):
@@ -115,17 +117,24 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
 
     guide = Guide(discriminators, config.guidance.weight, config.guidance.ramp_kimg * 1000, config.guidance.combine == "dynamic")
     adam, loss = config.optimizer, config.loss
+    adaptors = None
+    if feature_teacher is not None and feature_teacher.generators is not None:
+        mine, theirs = G.features, feature_teacher.G.features
+        adaptors = Adaptors([(mine[R][1], theirs[R][1]) for R in feature_teacher.generators.places]).to(run.device)
     gan = Adversaries(
         G=make_engine(G, adam.generator, loss.path_length_interval, config, run),
         D=make_engine(D, adam.discriminator, loss.r1_interval, config, run),
         guide=guide,
         updated_teachers=[make_engine(network, adam.discriminator, loss.r1_interval, config, run) for network in updated],
         path_length_mean=torch.zeros([], device=run.device),
+        feature_teacher=feature_teacher,
+        # no regularization step of G's moves them
+        adaptors=None if adaptors is None else make_engine(adaptors, adam.generator, 0, config, run),
     )
-    # DeepSpeed wants gradients on when an engine is made; from here on each step turns on its own
-    for engine in [gan.G, gan.D, *gan.updated_teachers]:
-        engine.module.requires_grad_(False)
     student = Student(gan, average, start.seen if start else 0)
+    # DeepSpeed wants gradients on when an engine is made; from here on each step turns on its own
+    for engine in student.engines.values():
+        engine.module.requires_grad_(False)
     if start is not None and config.keep_optimizer:
         keep_optimizer(student, start)
     return student
@@ -137,6 +146,40 @@ def open_teacher(path: str, config: Config, dataset: ImageDataset, world_size: i
     group = snapshot.minibatch_group
     config.check_group(world_size, group, f"{group}, the group of the teacher's minibatch standard deviation")
     return snapshot
+
+
+def open_feature_teacher(G: nn.Module, config: Config, dataset: ImageDataset, run: Run) -> FeatureTeacher | None:
+    """The teacher of features, frozen; None where the config has none.
+
+    Raises:
+        CheckpointError: It is missing, does not fit, or takes other latents than the student, G.
+        ConfigError: A module named is none of its discriminator's, or puts out no features; or it needs another batch.
+    """
+    settings = config.guidance.features
+    if settings is None:
+        return None
+    snapshot = open_teacher(settings.checkpoint, config, dataset, run.world_size)
+    teacher, D = snapshot.averaged_generator(run.device), snapshot.network("D").to(run.device)
+    for dim in ("z_dim", "w_dim"):
+        theirs, ours = getattr(teacher, dim, None), getattr(G, dim, None)
+        if theirs != ours:
+            raise CheckpointError(f"{snapshot.path}: has {dim} {theirs}, this run has {ours}; features are compared on the same latents: they must agree")
+
+    images = generators = None
+    if settings.images is not None:
+        middle = max(len(D.feature_modules) // 2, 1)
+        modules = settings.images.modules or D.feature_modules[middle - 1:middle + 1]
+        shape = [snapshot.minibatch_group, dataset.channels, dataset.resolution, dataset.resolution]
+        try:
+            with FeatureBank(D, modules), torch.no_grad():
+                D(torch.zeros(shape, device=run.device), torch.zeros([shape[0], dataset.label_dim], device=run.device))
+        except ValueError as error:
+            raise ConfigError(f"guidance.features.images.modules: {error}") from None
+        images = FeatureTerm("image_features", settings.images.weight, modules, settings.images.distances)
+    if settings.generators is not None:
+        resolutions = settings.generators.resolutions or [R for R in (8, 32, 128) if R in G.features]
+        generators = FeatureTerm("generator_features", settings.generators.weight, resolutions, settings.generators.distances)
+    return FeatureTeacher(freeze(teacher), freeze(D), images, generators)
 
 
 def keep_optimizer(student: Student, start: Snapshot) -> None:

@@ -119,6 +119,8 @@ class StyleGAN2(Section):
 
     # labels may be vectors
     classes_only: ClassVar[bool] = False
+    # of the features that a generator can be compared by
+    lowest_features: ClassVar[int] = 4
 
     @model_validator(mode="after")
     def check_widths(self) -> "StyleGAN2":
@@ -190,6 +192,8 @@ class BigGAN(Section):
     # no logit depends on another sample of the batch, and all blocks compute in fp32
     mbstd_group: ClassVar[int] = 1
     num_fp16_res: ClassVar[int] = 0
+    # what the first block puts out
+    lowest_features: ClassVar[int] = 8
 
     @model_validator(mode="after")
     def check_blocks(self) -> "BigGAN":
@@ -232,18 +236,79 @@ class Teacher(Section):
     mode: Literal["frozen", "updated"] = "frozen"
 
 
+class FeatureTerm(Section):
+    """How far the student's features are from a teacher's, a term of G's loss.
+
+    weight: Of the term; it has no default, since a paper's fits only the networks of that paper.
+    distances: `l1`, `rmse`, or `gram`: several are summed; `losses.DISTANCES` has their formulas.
+    """
+
+    weight: Positive
+    distances: list[Literal["l1", "rmse", "gram"]]
+
+    @model_validator(mode="after")
+    def check_lists(self) -> "FeatureTerm":
+        for key in type(self).model_fields:
+            values = getattr(self, key)
+            if isinstance(values, list) and len(set(values)) != max(len(values), 1):
+                raise ValueError(f"{key}: expected at least one entry, and none twice, got {_said(values)}")
+        return self
+
+
+class ImageFeatures(FeatureTerm):
+    """GCC (arXiv 2110.14439): the student's and the teacher's images are compared in the features of the teacher's discriminator.
+
+    modules: Of that discriminator, by their names in it, such as `b32` of StyleGAN2 and `blocks.1.0` of BigGAN; null for the
+        two blocks in its middle.
+    """
+
+    distances: list[Literal["l1", "rmse", "gram"]] = ["rmse", "gram"]
+    modules: list[str] | None = None
+
+
+class GeneratorFeatures(FeatureTerm):
+    """The two generators' features are compared, the student's through a 1x1 convolution to as many channels as the teacher's.
+
+    resolutions: Of the features; null for those of 8, 32 and 128 that G has.
+    """
+
+    distances: list[Literal["l1", "rmse", "gram"]] = ["l1"]
+    resolutions: list[PositiveInt] | None = None
+
+
+class Features(Section):
+    """Neighbours of DGL: a frozen teacher, on latents that it shares with the student, to whose features G is drawn too.
+
+    checkpoint: The teacher, as of `Teacher`, of the same z_dim and w_dim as the student; its averaged generator counts.
+    images: Null for no such term.
+    generators: Null for no such term.
+    """
+
+    checkpoint: str
+    images: ImageFeatures | None = None
+    generators: GeneratorFeatures | None = None
+
+    @model_validator(mode="after")
+    def check_terms(self) -> "Features":
+        if self.images is None and self.generators is None:
+            raise ValueError("images: is missing, and so is generators; expected at least one of the two")
+        return self
+
+
 class Guidance(Section):
     """DGL: G minimises its own adversarial loss plus `weight` times the teachers'.
 
     weight: lambda; 0 is plain training.
     ramp_kimg: lambda grows linearly from 0 over this many thousand images of the stage.
     combine: Several teachers: `uniform` sums their losses, `dynamic` weights each by how much it dislikes the image.
+    features: Terms that compare features with a teacher's, beside or without `teachers`; null for none, as in DGL.
     """
 
     weight: NonNegative = 0.1
     ramp_kimg: NonNegative = 0
     combine: Literal["uniform", "dynamic"] = "uniform"
     teachers: list[Teacher] = []
+    features: Features | None = None
 
 
 class StyleGAN2Loss(Section):
@@ -469,6 +534,25 @@ class Config(Section):
             raise ValueError(f"outdir: {_said(self.outdir)} holds a character that no path can have")
         return self
 
+    @model_validator(mode="after")
+    def check_features(self) -> "Config":
+        features, model = self.guidance.features, self.model
+        if features is not None and features.generators is not None:
+            there = [2**i for i in range(2, model.resolution.bit_length()) if 2**i >= model.lowest_features]
+            for R in features.generators.resolutions or []:
+                if R not in there:
+                    raise ValueError(f"guidance.features.generators.resolutions: expected some of {', '.join(map(str, there))}, which are those of "
+                                     f"{model.family}'s features at {model.resolution}x{model.resolution}, got {R}")
+        return self
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The snapshots that the run asks for, by the keys that name them."""
+        named = {"start": self.start} | {f"guidance.teachers.{i}.checkpoint": teacher.checkpoint for i, teacher in enumerate(self.guidance.teachers)}
+        if self.guidance.features is not None:
+            named["guidance.features.checkpoint"] = self.guidance.features.checkpoint
+        return {key: reference for key, reference in named.items() if reference is not None}
+
     @property
     def description(self) -> str:
         """The run folder's name behind its number."""
@@ -583,7 +667,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> list[Config]:
         elif len(key) < 3:
             raise ConfigError(f"{'.'.join(key)}: expected an override of the form stages.NAME.train.batch=16")
         elif key[1] not in runs or not key[1]:
-            raise ConfigError(f"{'.'.join(key)}: {path} has no stage {key[1]}" + _did_you_mean(key[1], list(filter(None, runs))))
+            raise ConfigError(f"{'.'.join(key)}: {path} has no stage {key[1]}" + did_you_mean(key[1], list(filter(None, runs))))
         else:
             _set(runs[key[1]], key[2:], value)
 
@@ -715,13 +799,11 @@ def _check_references(runs: Sequence[Config], sources: Sequence[str]) -> None:
     """`stage:NAME` must name an earlier stage of the same file."""
     earlier: list[str] = []
     for run, source in zip(runs, sources):
-        references = [("start", run.start)] + [(f"guidance.teachers.{i}.checkpoint", teacher.checkpoint)
-                                               for i, teacher in enumerate(run.guidance.teachers)]
-        for key, reference in references:
-            if reference is not None and reference.startswith(STAGE_PREFIX):
+        for key, reference in run.references.items():
+            if reference.startswith(STAGE_PREFIX):
                 name = reference.removeprefix(STAGE_PREFIX)
                 if name not in earlier:
-                    raise ConfigError(f"{source}: {key}: {reference!r} names no earlier stage of the file" + _did_you_mean(name, earlier))
+                    raise ConfigError(f"{source}: {key}: {reference!r} names no earlier stage of the file" + did_you_mean(name, earlier))
         earlier.append(run.stage)
 
 
@@ -828,7 +910,7 @@ def _nearest(path: Sequence[str], family: str) -> str:
     elsewhere = [key for key in _all_keys(FAMILIES[family]) if key.rpartition(".")[2] == path[-1]]
     if elsewhere:
         return f"; did you mean {' or '.join(elsewhere)}?"
-    return _did_you_mean(path[-1], _keys_at(path[:-1], FAMILIES[family]))
+    return did_you_mean(path[-1], _keys_at(path[:-1], FAMILIES[family]))
 
 
 def _all_keys(model: type[Section]) -> Iterator[str]:
@@ -840,7 +922,8 @@ def _all_keys(model: type[Section]) -> Iterator[str]:
             yield from (f"{name}.{position}{key}" for key in _all_keys(section))
 
 
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence that refuses `word`: the nearest that is known, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]}?"

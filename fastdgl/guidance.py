@@ -1,21 +1,27 @@
-"""DGL: the teachers' discriminators, and what they add to the generator's loss.
+"""DGL: the teachers' discriminators, and what they add to the generator's loss; and its neighbours, which compare features.
 
 Source: Tian et al. 2021, "Discriminator Guided Learning for GAN Compression" (arXiv 2112.06502).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from .config import did_you_mean
+from .latents import Latents
+from .losses import DISTANCES
+from .models.precision import at_precision
 
-def freeze(discriminator: nn.Module) -> nn.Module:
-    """A teacher that scores and never changes: eval mode, so that no buffer moves, and no gradients of its own.
 
-    The gradient to the images still flows through it.
+def freeze(teacher: nn.Module) -> nn.Module:
+    """A teacher that never changes: eval mode, so that no buffer moves, and no gradients of its own.
+
+    The gradient to the images still flows through a discriminator.
     """
-    return discriminator.eval().requires_grad_(False)
+    return teacher.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -61,3 +67,121 @@ def guidance_loss(scores: Sequence[Tensor], dynamic: bool, generator_loss: Calla
     if dynamic:
         losses = [(-score.detach()).clamp(min=0) * loss for score, loss in zip(scores, losses)]
     return torch.stack(losses).sum(dim=0)
+
+
+class FeatureBank:
+    """What modules of a network put out during one forward pass, by forward hooks that are gone afterwards.
+
+        with FeatureBank(D, ["b32", "b16"]) as features:
+            D(images, c)
+        features["b16"]                                                   # [N, C, 8, 8], with its gradient
+
+    Args:
+        network: Any; G, G-bar and D-bar are what it is for.
+        modules: Names of modules in it, as `named_modules` has them.
+
+    Raises:
+        ValueError: There is no such module; or, of the forward pass, a module took no part in it or ran twice, or puts out
+            something else than one tensor `[N, C, H, W]`.
+    """
+
+    def __init__(self, network: nn.Module, modules: Sequence[str]):
+        known = dict(network.named_modules())
+        for name in modules:
+            if name not in known:
+                raise ValueError(f"{name!r} is no module of the {type(network).__name__.lower()}" + did_you_mean(name, list(filter(None, known))))
+        self.modules = {name: known[name] for name in modules}
+
+    def __enter__(self) -> dict[str, Tensor]:
+        self.features: dict[str, Tensor] = {}
+        self.hooks = [module.register_forward_hook(partial(self._keep, name)) for name, module in self.modules.items()]
+        return self.features
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        idle = self.modules.keys() - self.features.keys()
+        if idle and error is None:
+            raise ValueError(f"module {min(idle)!r} took no part in the forward pass; expected one that puts out features [N, C, H, W]")
+
+    def _keep(self, name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            found = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise ValueError(f"module {name!r} puts out {found}; expected one that puts out features [N, C, H, W]")
+        if name in self.features:
+            raise ValueError(f"module {name!r} ran twice; a bank of features is for one forward pass")
+        self.features[name] = output
+
+
+# features [N, C, H, W] of the student, with gradients, each beside the teacher's, without
+FeaturePairs = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FeatureTerm:
+    """One term of G's loss: how far features of the student are from a teacher's.
+
+        weight * sum over places and distances of distance(student's, teacher's)
+
+    name: As statistics call it.
+    places: Of the features: names of modules of D-bar, or resolutions of G.
+    distances: Of `losses.DISTANCES`.
+    """
+
+    name: str
+    weight: float
+    places: Sequence[str] | Sequence[int]
+    distances: Sequence[str]
+
+    def __call__(self, pairs: FeaturePairs) -> Tensor:
+        """Before the weight, per sample, `[N]`."""
+        return torch.stack([DISTANCES[name](mine, theirs) for mine, theirs in pairs for name in self.distances]).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class FeatureTeacher:
+    """A frozen teacher to whose features the student's are drawn, on images of the same latents: optional neighbours of DGL.
+
+    Source: of the images' features, Li et al. 2021, "Revisiting Discriminator in GAN Compression" (GCC, arXiv 2110.14439);
+    of the generators', a baseline that the authors of DGL compare with.
+
+    G, D: The teacher's averaged generator, and its discriminator.
+    images: Compares both images in features of D; None for no such term.
+    generators: Compares features of both generators at the same resolution, through adaptors; None for no such term.
+    """
+
+    G: nn.Module
+    D: nn.Module
+    images: FeatureTerm | None
+    generators: FeatureTerm | None
+
+    def pairs(self, G: nn.Module, latents: Latents, c: Tensor) -> tuple[FeaturePairs, FeaturePairs]:
+        """Features of the two images in D, and of the two generators before any adaptor, each for the places of its term.
+
+        One pass of both generators of classes `c` makes them all; see `paired_images` of G for what the two share.
+        """
+        resolutions = self.generators.places if self.generators else []
+        mine, theirs = [[network.features[R][0] for R in resolutions] for network in (G, self.G)]
+        with FeatureBank(G, mine) as student, FeatureBank(self.G, theirs) as teacher:
+            fake, target = G.paired_images(self.G, latents, c)
+        of_generators = [(student[a], teacher[b]) for a, b in zip(mine, theirs)]
+        if self.images is None:
+            return [], of_generators
+        with FeatureBank(self.D, self.images.places) as student:
+            self.D(fake, c)
+        with FeatureBank(self.D, self.images.places) as teacher, torch.no_grad():
+            self.D(target, c)
+        return [(student[name], teacher[name]) for name in self.images.places], of_generators
+
+
+class Adaptors(nn.ModuleList):
+    """1x1 convolutions from the student's features to as many channels as the teacher's have, one per place.
+
+    They stand outside G, which is counted, averaged and saved without them.
+    """
+
+    def __init__(self, channels: Sequence[tuple[int, int]]):
+        super().__init__(nn.Conv2d(mine, theirs, 1) for mine, theirs in channels)
+
+    def forward(self, pairs: FeaturePairs) -> FeaturePairs:
+        return [(convolution(at_precision(mine, convolution.weight.dtype)), theirs) for convolution, (mine, theirs) in zip(self, pairs)]

@@ -4,6 +4,8 @@ In training everything is drawn for the whole batch on every rank, from one seed
 depend on how many ranks carry it, at the price of drawing noise that other ranks use.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,6 +34,26 @@ def seeded_z(seed: int, z_dim: int, threshold: float | None = None) -> Tensor:
     while threshold is not None and (beyond := np.abs(z) > threshold).any():
         z[beyond] = random.randn(int(beyond.sum()))
     return torch.from_numpy(z).float()
+
+
+class RepeatedNoise:
+    """Random numbers for two networks of the same layers: the first draws them, the second is given the same ones again.
+
+    Args:
+        normal: Draws standard normal numbers, called as torch.randn is.
+    """
+
+    def __init__(self, normal: Callable[..., Tensor]):
+        self.normal = normal
+        self.drawn: list[Tensor] = []
+
+    def draw(self, size: list[int], device: torch.device | None = None) -> Tensor:
+        self.drawn.append(self.normal(size, device=device))
+        return self.drawn[-1]
+
+    def repeat(self, size: list[int], device: torch.device | None = None) -> Tensor:
+        """The oldest numbers that have not been repeated yet, which are of this size."""
+        return self.drawn.pop(0)
 
 
 class Latents:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import BigGANLoss, StyleGAN2Loss
 from .engines import Engine, average_over_ranks
-from .guidance import Guide, guidance_loss
+from .guidance import FeaturePairs, FeatureTeacher, FeatureTerm, Guide, guidance_loss
 from .latents import Latents
 from .losses import ADVERSARIAL, orthogonal_penalty, path_lengths, r1_penalty
 
@@ -26,6 +26,8 @@ class Adversaries:
     guide: The teachers, for G's loss.
     updated_teachers: Engines of those teachers that learn, each of which is also one of the guide's discriminators.
     path_length_mean: The running mean of path lengths, a scalar: a.
+    feature_teacher: Whose features G is drawn to, besides; None for none.
+    adaptors: Between the features of the two generators, in an engine of their own; None where these are not compared.
     """
 
     G: Engine
@@ -33,6 +35,8 @@ class Adversaries:
     guide: Guide
     updated_teachers: Sequence[Engine]
     path_length_mean: Tensor
+    feature_teacher: FeatureTeacher | None = None
+    adaptors: Engine | None = None
 
 
 @contextmanager
@@ -49,6 +53,8 @@ def generator_step(gan: Adversaries, latents: Latents, loss: Loss, N: int, guida
     """G minimises its own adversarial loss plus lambda times the teachers', on the same images.
 
         L(D(G(z))) + lambda * sum_i L(D_bar_i(G(z))),   L(s) = softplus(-s) or -s
+
+    Where there is a teacher of features, its terms join these, on images of latents of their own.
 
     Args:
         N: Images of this rank.
@@ -81,10 +87,43 @@ def generator_step(gan: Adversaries, latents: Latents, loss: Loss, N: int, guida
                 penalty = orthogonal_penalty(G.orthogonal_weights())
                 objective = objective + loss.orthogonal_weight * penalty
                 record("Loss/orthogonal_penalty", penalty)
+            of_generators: FeaturePairs = []
+            if gan.feature_teacher is not None:
+                of_images, of_generators = gan.feature_teacher.pairs(G, latents, c)
+                objective = objective + feature_objective(gan, of_images, of_generators, record)
             record("Loss/G/loss", objective)
             gan.G.backward(objective / passes, last=part == passes - 1)
+            if gan.adaptors is not None:
+                fit_adaptors(gan.adaptors, gan.feature_teacher.generators, of_generators, passes, last=part == passes - 1)
         gan.G.step()
+        if gan.adaptors is not None:
+            gan.adaptors.step()
     average_over_ranks(G.running_statistics())
+
+
+def feature_objective(gan: Adversaries, of_images: FeaturePairs, of_generators: FeaturePairs, record: Record) -> Tensor:
+    """What the teacher of features adds to G's loss, weighted; the adaptors take no gradient of it."""
+    terms = []
+    if of_images:
+        terms.append((gan.feature_teacher.images, of_images))
+    if of_generators:
+        terms.append((gan.feature_teacher.generators, gan.adaptors.module(of_generators)))
+    objectives = []
+    for term, pairs in terms:
+        distance = term(pairs)
+        record(f"Loss/G/{term.name}", distance)
+        objectives.append(term.weight * distance.mean())
+    return torch.stack(objectives).sum()
+
+
+def fit_adaptors(adaptors: Engine, term: FeatureTerm, pairs: FeaturePairs, passes: int, last: bool) -> None:
+    """The gradients of the adaptors, which minimise the same term as G does, of the features that G's gradients came from.
+
+    They have an engine of their own, and so a backward pass of their own: in G's, the hooks of both would mingle.
+    """
+    with learning(adaptors.module):
+        detached = [(mine.detach(), theirs) for mine, theirs in pairs]
+        adaptors.backward(term.weight * term(adaptors.module(detached)).mean() / passes, last=last)
 
 
 def path_length_step(gan: Adversaries, latents: Latents, loss: StyleGAN2Loss, N: int, record: Record, passes: int = 1) -> None:

@@ -279,6 +279,8 @@ def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, 
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     teachers = ", ".join(f"{t.checkpoint} ({t.mode})" for t in config.guidance.teachers)
     guided = f"lambda {config.guidance.weight:g} from {teachers}" if teachers else "none"
+    if config.guidance.features is not None:
+        guided += f", features of {config.guidance.features.checkpoint}"
     engine = config.engine
     carried = f"DeepSpeed ZeRO {engine.zero_stage}" if engine.kind == "deepspeed" else "PyTorch"
     journal.message(f"\n{folder}\n"
@@ -329,9 +331,13 @@ def resolved(config: Config, finished: dict[str, Path]) -> Config:
         stage = reference.removeprefix(STAGE_PREFIX)
         return str(checkpoints.open_snapshot(finished.get(stage) or newest_run(config, stage)).path)
 
-    teachers = [teacher.model_copy(update={"checkpoint": snapshot(teacher.checkpoint)}) for teacher in config.guidance.teachers]
-    return config.model_copy(update={"start": None if config.start is None else snapshot(config.start),
-                                     "guidance": config.guidance.model_copy(update={"teachers": teachers})})
+    def found(teacher: configs.Teacher | configs.Features) -> configs.Teacher | configs.Features:
+        return teacher.model_copy(update={"checkpoint": snapshot(teacher.checkpoint)})
+
+    guidance = config.guidance
+    guidance = guidance.model_copy(update={"teachers": [found(teacher) for teacher in guidance.teachers],
+                                           "features": guidance.features and found(guidance.features)})
+    return config.model_copy(update={"start": None if config.start is None else snapshot(config.start), "guidance": guidance})
 
 
 def newest_run(config: Config, stage: str) -> Path:

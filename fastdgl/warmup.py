@@ -37,6 +37,8 @@ def rehearse(gan: Adversaries, loss: configs.StyleGAN2Loss, N: int, N_real: int,
         N, N_real: Images of this rank in a pass of G's steps, and of D's.
     """
     G, learners = gan.G.module, [engine.module for engine, _ in discriminators(gan)]
+    # a teacher that learns is one of the guide's as well
+    judges = [gan.D.module, *gan.guide.discriminators]
 
     def inputs(N: int) -> tuple[Tensor, Tensor]:
         return torch.randn([N, G.z_dim], device=device), torch.zeros([N, c_dim], device=device)
@@ -44,8 +46,11 @@ def rehearse(gan: Adversaries, loss: configs.StyleGAN2Loss, N: int, N_real: int,
     with learning(G):
         z, c = inputs(N)
         images = G(z, c)
-        # a teacher that learns is one of the guide's as well
-        differentiate(sum(judge(images, c).sum() for judge in [gan.D.module, *gan.guide.discriminators]), G)
+        if gan.feature_teacher is not None:
+            judges.append(gan.feature_teacher.D)
+            with torch.no_grad():
+                gan.feature_teacher.G(z, c)
+        differentiate(sum(judge(images, c).sum() for judge in judges), G)
         if loss.path_length_interval:
             z, c = inputs(N // loss.path_length_batch_shrink)
             ws = G.mapping(z, c)

@@ -151,8 +151,22 @@ def test_teachers_of_every_kind_train_and_resume(tiny, tmp_path, teachers):
     assert_resumed_equals_uninterrupted(config, tmp_path / "runs" / "00001-guided")
 
 
-def assert_resumed_equals_uninterrupted(config: Path, run: Path) -> None:
-    train("--config", config)
+def test_a_teacher_of_features_trains_and_resumes_and_is_in_no_snapshot(tiny, tmp_path):
+    stages = {"teacher": {}, "student": {"model": {"generator_fraction": 0.5}, "guidance": {"features": {
+        "checkpoint": "stage:teacher", "images": {"weight": 0.5}, "generators": {"weight": 2.0, "resolutions": [8]}}}}}
+    train("--config", tiny(stages=stages), "--stage", "teacher")
+    config, run = tiny(stages=stages, train=TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 9}), tmp_path / "runs" / "00001-tiny-student"
+    assert_resumed_equals_uninterrupted(config, run, "--stage", "student")
+    assert {"Loss/G/image_features", "Loss/G/generator_features"} <= statistics(run)[-1].keys()
+    assert {key.partition(".")[0] for key in networks(run)} == {"G", "D", "G_ema"}
+    assert networks(run).keys() == networks(tmp_path / "runs" / "00000-tiny-teacher").keys()
+    first, *_, last = (torch.load(folder / "adaptors" / "engine.pt", weights_only=True)["module"] for folder in saved_checkpoints(run / "checkpoints"))
+    assert first.keys() == {"0.weight", "0.bias"} and not torch.equal(first["0.weight"], last["0.weight"])
+    assert "checkpoint: stage:" not in (run / "config.yaml").read_text()
+
+
+def assert_resumed_equals_uninterrupted(config: Path, run: Path, *options: str) -> None:
+    train("--config", config, *options)
     whole = networks(run)
     # as if it had been stopped after its first checkpoint
     first, *later = saved_checkpoints(run / "checkpoints")

@@ -4,10 +4,12 @@ import pytest
 import torch
 from fastdgl_kernels import implementation
 from fastdgl_kernels._launch import launches_to
-from test_steps import CLASSES, CPU, LOSS, STEPS, N, adversaries, everything, random_inputs
+from test_steps import CLASSES, CPU, LOSS, STEPS, WIDTH, Z, N, adversaries, everything, random_inputs
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastdgl.guidance import FeatureTeacher, FeatureTerm, freeze
+from fastdgl.models.stylegan2 import Discriminator, Generator
 from fastdgl.warmup import rehearse
 
 pytestmark = pytest.mark.usefixtures("triton")
@@ -37,6 +39,19 @@ def test_all_that_a_step_launches_is_rehearsed(name):
     step = launched(lambda: STEPS[name](adversaries(**teachers), random_inputs()))
     assert len(step) > 5
     assert step <= rehearsed(adversaries(**teachers))
+
+
+def test_a_teacher_of_features_is_rehearsed_too():
+    def gan():
+        wide = WIDTH | {"channel_base": 128, "channel_max": 16}
+        student = adversaries()
+        student.feature_teacher = FeatureTeacher(freeze(Generator(z_dim=Z, w_dim=Z, mapping_layers=2, **wide)), freeze(Discriminator(**wide)),
+                                                 FeatureTerm("image_features", 1, ["b8"], ["gram"]), None)
+        return student
+
+    step = launched(lambda: STEPS["generator"](gan(), random_inputs()))
+    assert len(step - rehearsed(adversaries())) > 2
+    assert step <= rehearsed(gan())
 
 
 def test_a_rehearsal_changes_nothing():

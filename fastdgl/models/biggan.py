@@ -203,6 +203,26 @@ class Generator(Pretrained):
         with untracked(self):
             return self(z, c)
 
+    def paired_images(self, teacher: "Generator", latents: Latents, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[N, C, H, W]` of this network and of a frozen teacher, of the same z and the same classes.
+
+        The stored statistics of neither move; this network normalizes by those of its batch, a teacher in evaluation mode by
+        its stored ones.
+
+        Args:
+            teacher: Of the same z_dim, resolution and classes; no gradient reaches it.
+        """
+        z = latents.normal([len(c), self.z_dim])
+        with torch.no_grad():
+            theirs = teacher(z, c)
+        with untracked(self):
+            return self(z, c), theirs
+
+    @property
+    def features(self) -> dict[int, tuple[str, int]]:
+        """By resolution, the module that puts out the features of that resolution, and their channels."""
+        return {8 * 2**i: (module, block[0].conv2.weight.shape[0]) for i, (module, block) in enumerate(zip(feature_modules(self.blocks), self.blocks))}
+
     def running_statistics(self) -> list[Tensor]:
         """What each rank has moved by its own samples: the stored statistics of the batch norms, unless these are synchronised."""
         return [] if self.sync_batchnorm else list(running_statistics(self))
@@ -264,6 +284,11 @@ class Discriminator(nn.Module):
         self.embed = NormalizedEmbedding(c_dim, widths[-1], sn_eps)
         initialize(self, init)
 
+    @property
+    def feature_modules(self) -> list[str]:
+        """The modules that put out the features of each block, from the image downwards."""
+        return feature_modules(self.blocks)
+
     def forward(self, image: Tensor, c: Tensor) -> Tensor:
         """`[N, img_channels, R, R]`, one-hot classes `[N, c_dim]` -> logits `[N, 1]`, fp32.
 
@@ -293,6 +318,11 @@ def with_attention(blocks: Sequence[nn.Module], widths: Sequence[int], resolutio
                 raise ValueError(f"attention={attention}: compares pixels by an eighth of the {width} channels there; use a larger ch")
             layer.append(SelfAttention(width, eps))
     return nn.ModuleList(layers)
+
+
+def feature_modules(blocks: nn.ModuleList) -> list[str]:
+    """The name of the last module of each block, which may be its self-attention."""
+    return [f"blocks.{i}.{len(block) - 1}" for i, block in enumerate(blocks)]
 
 
 def check_arguments(c_dim: int, img_resolution: int, img_channels: int, ch: int, init: str, sn_eps: float) -> None:

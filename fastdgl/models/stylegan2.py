@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastdgl_kernels import modulated_conv2d_bias_act, setup_filter, upsample2d
 
-from ..latents import Latents, seeded_z
+from ..latents import Latents, RepeatedNoise, seeded_z
 from .layers import RESAMPLE_TAPS, Conv2dLayer, FullyConnectedLayer, MinibatchStdLayer, normalize_2nd_moment
 from .precision import Fp32Buffers, at_precision
 from .pretrained import Pretrained
@@ -299,6 +299,28 @@ class Generator(Pretrained):
         """
         return self.synthesis(self.training_ws(latents, c, style_mixing, track), normal=latents.normal)
 
+    def paired_images(self, teacher: "Generator", latents: Latents, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[N, C, H, W]` of this network and of a frozen teacher, of the same w and the same noise, without style mixing.
+
+        w is what the teacher's mapping network makes of z, for both: the teacher knows no other, and of w of two mapping
+        networks the images would differ however alike the two synthesis networks are. So this network's mapping network
+        takes no part.
+
+        Args:
+            teacher: Of the same z_dim, w_dim, resolution and classes; no gradient reaches it.
+        """
+        noise = RepeatedNoise(latents.normal)
+        with torch.no_grad():
+            ws = teacher.mapping(latents.normal([len(c), self.z_dim]), c)
+            theirs = teacher.synthesis(ws, normal=noise.draw)
+        return self.synthesis(ws, normal=noise.repeat), theirs
+
+    @property
+    def features(self) -> dict[int, tuple[str, int]]:
+        """By resolution, the module that puts out the features of that resolution, and their channels."""
+        return {R: (f"synthesis.b{R}.conv1", block.conv1.weight.shape[0])
+                for R, block in zip(resolutions(self.img_resolution), self.synthesis.blocks)}
+
     def running_statistics(self) -> list[Tensor]:
         """What each rank has moved by its own samples: the mean of w."""
         return [self.mapping.w_avg]
@@ -377,6 +399,11 @@ class Discriminator(nn.Module):
     @property
     def block_resolutions(self) -> Sequence[int]:
         return resolutions(self.img_resolution)[:0:-1]
+
+    @property
+    def feature_modules(self) -> list[str]:
+        """The modules that put out the features of each block, from the image downwards."""
+        return [f"b{R}" for R in self.block_resolutions]
 
     def forward(self, image: Tensor, c: Tensor | None = None) -> Tensor:
         """`[N, img_channels, R, R]`, `[N, c_dim]` -> logits `[N, 1]`, fp32."""
