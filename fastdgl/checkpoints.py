@@ -63,6 +63,11 @@ class Snapshot:
     notes: Sequence[str] = ()
 
     @property
+    def folder(self) -> Path:
+        """Where what belongs to it lies: its metrics, and its run's statistics."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
     def names(self) -> list[str]:
         """The networks in it."""
         return ["G", "D", "G_ema"] if "D" in self.arguments else ["G", "G_ema"]

@@ -1,4 +1,4 @@
-"""The commands around training, gathered: `fastdgl dataset`, `generate`, `convert`, `evaluate`, `export`. Training itself is train.py."""
+"""The commands around training, gathered: `fastdgl dataset`, `generate`, `convert`, `evaluate`, `export`, `report`. Training itself is train.py."""
 
 import click
 
@@ -8,6 +8,7 @@ from .drawing import generate_command
 from .evaluation import evaluate_command
 from .exporting import export_command
 from .packing import dataset_command
+from .reporting.command import report_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,3 +22,4 @@ main.add_command(generate_command)
 main.add_command(convert_command)
 main.add_command(evaluate_command)
 main.add_command(export_command)
+main.add_command(report_command)

@@ -88,7 +88,7 @@ def evaluate_command(network: str, data: str, metrics: list[str], detector_name:
         dataset = ImageDataset(data, labels=snapshot.arguments["G"]["c_dim"] > 0)
         check_same_images(snapshot, dataset)
         if outdir is None:
-            outdir = snapshot.path if snapshot.path.is_dir() else snapshot.path.parent
+            outdir = snapshot.folder
         check_writable(outdir, "--outdir")
         check_writable(cache, "--cache")
         G = snapshot.averaged_generator(run.device)

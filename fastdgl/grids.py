@@ -58,6 +58,11 @@ def save_image_grid(path: Path | str, images: np.ndarray, columns: int) -> None:
         images: `[N, H, W, C]`, uint8, grey or RGB.
         columns: Images side by side, at least 1.
     """
+    save_image(path, sheet_of(images, columns))
+
+
+def sheet_of(images: np.ndarray, columns: int) -> np.ndarray:
+    """The sheet that `save_image_grid` writes, `[rows * H, columns * W, C]`."""
     if images.ndim != 4 or len(images) == 0 or columns < 1:
         raise ValueError(f"expected images of shape [N, H, W, C] and columns >= 1, got {list(images.shape)} and {columns}")
     N, H, W, C = images.shape
@@ -65,7 +70,7 @@ def save_image_grid(path: Path | str, images: np.ndarray, columns: int) -> None:
     cells = np.zeros((rows * columns, H, W, C), images.dtype)
     cells[:N] = images
     sheet = cells.reshape(rows, columns, H, W, C).swapaxes(1, 2)  # [rows, H, columns, W, C]
-    save_image(path, sheet.reshape(rows * H, columns * W, C))
+    return sheet.reshape(rows * H, columns * W, C)
 
 
 def grid_shape(resolution: int, n: int | None = None) -> tuple[int, int]:

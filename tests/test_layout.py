@@ -21,6 +21,7 @@ ORDER = [
     "guidance engines",
     "checkpoints steps samples fidelity interruption",
     "assembly drawing conversion evaluation exporting warmup",
+    "reporting",
     "train cli",
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names.split()}
