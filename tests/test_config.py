@@ -179,9 +179,9 @@ def test_an_override_is_yaml(tmp_path, override, get, value):
     ("teachers: []", "teachers: there is no such key; did you mean guidance.teachers?"),
     ("train: {lr: 1}", "train.lr: there is no such key; did you mean optimizer.generator.lr or optimizer.discriminator.lr?"),
     ("images2: 5", "images2: there is no such key; did you mean images?"),
-    ("guidance: {zzz: 1}", "guidance.zzz: there is no such key; expected one of weight, ramp_kimg, combine, teachers"),
+    ("guidance: {zzz: 1}", "guidance.zzz: there is no such key; expected one of weight, ramp_kimg, combine, teachers, "),
     ("5: 6", "5: there is no such key; expected one of name, stage, seed, "),
-    ("guidance: {6: 7}", "guidance.6: there is no such key; expected one of weight, ramp_kimg, combine, teachers"),
+    ("guidance: {6: 7}", "guidance.6: there is no such key; expected one of weight, ramp_kimg, combine, teachers, "),
 ))
 def test_names_an_unknown_key_and_the_nearest_one(tmp_path, text, said):
     sentence = complaint(tmp_path, BASE + text)
