@@ -30,7 +30,8 @@ from .models.stylegan2 import MappingNetwork
 
 FORMAT = 1
 SNAPSHOT_NAME = "network-snapshot-{:06d}.safetensors"
-SNAPSHOT_PATTERN = "network-snapshot-*.safetensors"
+SNAPSHOT_PATTERN = "network-snapshot-[0-9]*.safetensors"
+BEST_NAME = "network-snapshot-best.safetensors"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_NAME = "{:010d}"
 # of z whose mean w stands in for one that a file does not hold; rosinality's tools take as many
@@ -52,6 +53,7 @@ class Snapshot:
     class_names: Of class 0, 1, ..., where the training set gave them.
     states: The tensors of a file of another codebase; None for those in `path`.
     notes: What was lost or made up on the way from another codebase, a sentence each.
+    best: Of a run's best snapshot: by which number it was chosen, its value, and of which detector; else None.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Snapshot:
     class_names: Sequence[str] | None
     states: Mapping[str, Mapping[str, Tensor]] | None = None
     notes: Sequence[str] = ()
+    best: Mapping[str, Any] | None = None
 
     @property
     def folder(self) -> Path:
@@ -140,16 +143,34 @@ def write_snapshot(path: Path, states: Mapping[str, Mapping[str, Tensor]], heade
     Raises:
         CheckpointError: It cannot be written there; nothing is left behind.
     """
-    tensors = {f"{name}.{key}": value.detach().float().cpu().contiguous() for name, state in states.items() for key, value in state.items()}
+    _write(path, {f"{name}.{key}": value.detach().float().cpu().contiguous() for name, state in states.items() for key, value in state.items()}, header)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     try:
         with atomically(path) as unfinished:
-            safetensors.torch.save_file(tensors, unfinished, metadata={"fastdgl": json.dumps({"format": FORMAT, **header})})
+            safetensors.torch.save_file(dict(tensors), unfinished, metadata={"fastdgl": json.dumps({"format": FORMAT, **header})})
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
 
 
+def keep_as_best(path: Path, choice: Mapping[str, Any]) -> None:
+    """Copy a snapshot to BEST_NAME beside it.
+
+    Args:
+        choice: What `Snapshot.best` of the copy says.
+
+    Raises:
+        CheckpointError: It cannot be written; the best before it stays.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["fastdgl"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    _write(path.with_name(BEST_NAME), tensors, header | {"best": dict(choice)})
+
+
 def saved_snapshots(folder: Path) -> list[Path]:
-    """The snapshots of a run, oldest first."""
+    """The snapshots of a run, oldest first; its best, which is a copy of one, is not among them."""
     return sorted(folder.glob(SNAPSHOT_PATTERN))
 
 
@@ -193,7 +214,7 @@ def open_snapshot(path: str | Path) -> Snapshot:
         if header["format"] != FORMAT:
             raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
         return _recognised(Snapshot(path, header["family"], {name: header[name] for name in ("G", "D") if name in header},
-                                    header["seen"], header["classes"]))
+                                    header["seen"], header["classes"], best=header.get("best")))
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError):
         raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "
                               f"written by fastdgl/train.py") from None

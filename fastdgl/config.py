@@ -39,6 +39,10 @@ def _all_or_a_number(value: Any) -> Any:
 
 
 AllOrANumber = Annotated[Literal["all"] | PositiveInt, BeforeValidator(_all_or_a_number)]
+# those of fidelity.metrics.METRICS, and of their numbers those of which lower or higher is better
+MetricName = Literal["fid50k_full", "kid50k_full", "pr50k3_full", "dc50k5_full", "is50k", "ppl2_wend"]
+BestBy = Literal["fid50k_full", "kid50k_full", "pr50k3_full_precision", "pr50k3_full_recall", "dc50k5_full_density", "dc50k5_full_coverage",
+                 "is50k_mean", "ppl2_wend"]
 
 # a run started from, or taught by, the last snapshot of another stage of the same file
 STAGE_PREFIX = "stage:"
@@ -463,6 +467,41 @@ class BigGANTrain(Train):
     ema_start: Annotated[int, Field(ge=0)] = 20000
 
 
+class Metrics(Section):
+    """Metrics of the averaged generator while it trains, as `fastdgl evaluate` computes them of its snapshots.
+
+    names: Of the metrics; none by default.
+    detector: What sees the features, as `fastdgl evaluate` takes it: a TorchScript file, or a name; null for each metric's own.
+    sha256: What the checksum of `detector` must be; null for the one known of a name, or for any.
+    every: Snapshots between two that are evaluated; that at the end always is.
+    fakes: How many images are drawn. Of 1,000, fid50k_full becomes fid1k_full.
+    batch: Images at once on each rank.
+    cache: Folder where features of real images, and detectors, are kept; null for ~/.cache/fastdgl.
+    keep_best: Number by which the best network evaluated so far is chosen and kept as network-snapshot-best.safetensors; null for
+        none. It is for those who use the network: the best of many evaluations is better by luck too, and no result to report.
+    """
+
+    names: list[MetricName] = []
+    detector: str | None = None
+    sha256: str | None = None
+    every: PositiveInt = 1
+    fakes: PositiveInt = 50000
+    batch: PositiveInt = 64
+    cache: str | None = None
+    keep_best: BestBy | None = None
+
+    @model_validator(mode="after")
+    def check_names(self) -> "Metrics":
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"names: {', '.join(self.names)} names a metric twice; expected each once")
+        if self.sha256 is not None and self.detector is None:
+            raise ValueError("sha256: is the checksum of one file; name it by metrics.detector")
+        # a number is called as its metric, and perhaps a word more
+        if self.keep_best is not None and not self.keep_best.startswith(tuple(self.names)):
+            raise ValueError(f"keep_best: {self.keep_best} is not computed; add its metric to metrics.names")
+        return self
+
+
 class Engine(Section):
     """What carries the optimizer steps over the ranks.
 
@@ -518,6 +557,7 @@ class Config(Section):
     loss: StyleGAN2Loss | BigGANLoss
     optimizer: Optimizer
     train: Train
+    metrics: Metrics = Metrics()
     engine: Engine = Engine()
 
     # what may help a run that has diverged, besides a lower learning rate

@@ -1,7 +1,5 @@
 """Metrics of a trained generator: `fastdgl evaluate`."""
 
-import os
-import time
 from pathlib import Path
 
 import click
@@ -9,16 +7,12 @@ import click
 from .checkpoints import CheckpointError, check_same_images, open_snapshot
 from .config import ConfigError
 from .engines import allow_tf32, end_run, start_run
-from .fidelity.cache import CacheError
+from .fidelity.cache import CacheError, check_writable
 from .fidelity.detectors import NAMES, DetectorError, open_detector
 from .fidelity.download import cache_folder
-from .fidelity.metrics import METRICS, NUM, append_line, check_computable, evaluate
+from .fidelity.metrics import METRICS, NUM, append_line, check_computable, evaluated, grouped
 from .fidelity.moments import FeatureError
-from .fidelity.path_length import MOST_PIXELS
 from .images import DatasetError, ImageDataset
-from .journal import format_time
-
-RESIZING = "none before the detector"
 
 
 class MetricNames(click.ParamType):
@@ -32,32 +26,6 @@ class MetricNames(click.ParamType):
             if name not in METRICS:
                 self.fail(f"there is no metric {name!r}; expected some of {', '.join(METRICS)}", param, ctx)
         return list(dict.fromkeys(names))
-
-
-def resizing(metric: str, resolution: int) -> str:
-    """What a metric does to the size of images before the detector, in words."""
-    if METRICS[metric].part == "path_lengths" and resolution > MOST_PIXELS:
-        return f"to {MOST_PIXELS}x{MOST_PIXELS} by means over squares, before the detector"
-    return RESIZING
-
-
-def grouped(metrics: list[str], detector_name: str | None) -> dict[str, list[str]]:
-    """The metrics by the detector that each is computed by: that one, or else the one of published numbers."""
-    groups: dict[str, list[str]] = {}
-    for metric in metrics:
-        groups.setdefault(detector_name or METRICS[metric].detector, []).append(metric)
-    return groups
-
-
-def check_writable(folder: Path, option: str) -> None:
-    """Refuse a folder that takes no files before hours go into them; it is made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(folder, os.W_OK) else "it is read-only"
-    except OSError as error:
-        reason = error.strerror
-    if reason is not None:
-        raise click.ClickException(f"{folder} cannot be written to: {reason}; choose another folder by {option}")
 
 
 @click.command("evaluate")
@@ -80,7 +48,6 @@ def evaluate_command(network: str, data: str, metrics: list[str], detector_name:
     """Metrics of the averaged generator against all real images, without truncation. Under torchrun, its ranks share the work."""
     if sha256 is not None and detector_name is None:
         raise click.UsageError("--sha256 is the checksum of one file: name it by --detector")
-    start = time.time()
     try:
         run = start_run()
         allow_tf32(False)
@@ -92,22 +59,13 @@ def evaluate_command(network: str, data: str, metrics: list[str], detector_name:
         check_writable(outdir, "--outdir")
         check_writable(cache, "--cache")
         G = snapshot.averaged_generator(run.device)
-        check_computable(metrics, G, num, len(dataset))
+        check_computable(metrics, type(G), num, len(dataset))
         # all detectors before hours go into the first metric
         groups = [(open_detector(name, run.device, sha256, cache), group) for name, group in grouped(metrics, detector_name).items()]
-        for detector, group in groups:
-            found = evaluate(group, G, dataset, detector, run, num=num, cache=cache, batch=batch, workers=workers)
-            for metric, (name, results, num_real) in zip(group, found, strict=True):
-                if run.rank != 0:
-                    continue
-                seconds = time.time() - start
-                # num_gpus and snapshot_pkl are what the field's scripts look for, whatever computed and whatever the file
-                append_line(outdir, name, {
-                    "results": results, "metric": name, "total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": run.world_size,
-                    "snapshot_pkl": snapshot.path.name, "timestamp": time.time(), "detector": detector.name, "detector_sha256": detector.sha256,
-                    "resizing": resizing(metric, G.img_resolution), "data": data, "num_real": num_real, "num_fake": num,
-                })
-                click.echo("\n".join(f"{key} {value:.6g}" for key, value in results.items()))
+        for line in evaluated(groups, G, dataset, run, snapshot=snapshot.path.name, data=data, num=num, cache=cache, batch=batch, workers=workers):
+            if run.rank == 0:
+                append_line(outdir, line)
+                click.echo("\n".join(f"{key} {value:.6g}" for key, value in line["results"].items()))
     except (ConfigError, CheckpointError, DatasetError, DetectorError, FeatureError, CacheError) as error:
         raise click.ClickException(str(error)) from None
     finally:

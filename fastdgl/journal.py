@@ -288,10 +288,27 @@ class Journal:
     def _keep(self, stats: dict[str, Statistic], seen: int) -> None:
         timestamp = time.time()
         self._append("stats.jsonl", json.dumps(strict(stats) | {"timestamp": timestamp}, allow_nan=False))
+        self._draw(stats, seen, timestamp)
+
+    def _draw(self, stats: dict[str, Statistic], seen: int, timestamp: float) -> None:
+        """Add points to TensorBoard's curves."""
         if self._scalars:
             for name, stat in stats.items():
                 self._scalars.add_scalar(name, stat["mean"], global_step=seen, walltime=timestamp)
             self._scalars.flush()
+
+    def amend(self, seen: int, values: dict[str, float]) -> None:
+        """Add to what is kept of the tick that closed after `seen` images what was computed since, as metrics are."""
+        if self.folder is None:
+            return
+        path, stats = self.folder / "stats.jsonl", {name: single(value) for name, value in values.items()}
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        closed = lines and shown_by(lines[-1]) == seen
+        tick = json.loads(lines.pop()) if closed else {"Progress/kimg": single(seen / 1000), "timestamp": time.time()}
+        lines.append(json.dumps(tick | strict(stats), allow_nan=False))
+        with atomically(path) as unfinished:
+            unfinished.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        self._draw(stats, seen, time.time())
 
     def write_options(self, name: str, options: dict[str, Any]) -> None:
         """Keep settings as JSON under `name` (`training_options.json`); under it there is never half a file."""

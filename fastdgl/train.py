@@ -24,12 +24,15 @@ from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
 from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, gathered, start_run
 from fastdgl.engines.peers import watched
+from fastdgl.fidelity.detectors import DetectorError
+from fastdgl.fidelity.moments import FeatureError
 from fastdgl.images import DatasetError, ImageDataset, LabelsMissing, stream
 from fastdgl.interruption import StopRequest
 from fastdgl.journal import Journal, Statistic, new_run_folder
 from fastdgl.latents import Latents
 from fastdgl.models.cost import macs, parameter_count
 from fastdgl.samples import SampleSheet
+from fastdgl.training_metrics import Evaluator
 from fastdgl.warmup import compile_kernels
 
 CONFIG_NAME = "config.yaml"
@@ -82,6 +85,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     config.check_world_size(run.world_size)
     allow_tf32(config.engine.allow_tf32)
     dataset = open_images(config)
+    evaluator = Evaluator(config, dataset, run) if config.metrics.names else None
     student = assemble(config, dataset, run, resumed=resumed is not None)
     latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size,
                       dataset.label_dim)
@@ -100,7 +104,10 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     images = stream(dataset, batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
                     workers=config.images.workers, timeout=config.images.timeout, device=run.device)
     with StopRequest(run) as stop, closing(images), closing(journal):
-        tick_start, maintenance, stats, suspects, faults = progress.seen, 0.0, {}, set(), {}
+        tick_start, maintenance, stats, suspects, faults = progress.seen, -time.perf_counter(), {}, set(), {}
+        if evaluator is not None and resumed is not None:
+            catch_up(evaluator, config, folder, progress, journal, done=progress.seen >= end)
+        maintenance += time.perf_counter()
         while progress.seen < end:
             seen = progress.seen
             real, real_c = iterate(student, images, latents, config, run.world_size, progress, journal)
@@ -118,7 +125,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
                 if stopping and not done:
                     save(config, run, folder, student, latents, progress)
                 else:
-                    keep(config, run, folder, dataset, student, latents, progress, sheet, done)
+                    keep(config, run, folder, dataset, student, latents, progress, sheet, evaluator, journal, done)
                 maintenance += time.perf_counter()
                 tick_start = progress.seen
             if stopping:
@@ -222,28 +229,41 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
 
 
 def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
-         sheet: SampleSheet, done: bool) -> None:
-    """Write what is due after a tick: a sheet of samples, a snapshot, a checkpoint."""
-    settings = config.train
-
-    def due(every: int) -> bool:
-        return done or (every > 0 and progress.tick % every == 0)
-
-    if due(settings.image_ticks):
+         sheet: SampleSheet, evaluator: Evaluator | None, journal: Journal, done: bool) -> None:
+    """Write what is due after a tick: a sheet of samples, a snapshot, a checkpoint, metrics."""
+    settings, snapshot = config.train, folder / snapshot_name(progress.seen)
+    if due(settings.image_ticks, progress, done):
         first_rank_decides(lambda: sheet.save_fake(folder / sheet_name(progress.seen), student.average))
-    if due(settings.snapshot_ticks):
-        snapshot = folder / snapshot_name(progress.seen)
+    if due(settings.snapshot_ticks, progress, done):
         first_rank_decides(lambda: checkpoints.save_snapshot(snapshot, student.networks, config, dataset, progress.seen))
         if settings.keep_snapshots != "all":
             first_rank_decides(lambda: checkpoints.remove_old_snapshots(snapshot, settings.keep_snapshots))
-    if due(settings.checkpoint_ticks):
+    if due(settings.checkpoint_ticks, progress, done):
         save(config, run, folder, student, latents, progress)
+    # last, since they may take longest: what is interrupted then, resuming makes up for
+    if evaluator is not None and due(settings.snapshot_ticks * config.metrics.every, progress, done):
+        evaluator.evaluate(snapshot, config.metrics.names, progress.seen, journal)
 
 
 def save(config: Config, run: Run, folder: Path, student: Student, latents: Latents, progress: Progress) -> None:
     """Write a checkpoint of this moment."""
     state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress), "carried_by": carried_by(config, run)}
     checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
+
+
+def due(every: int, progress: Progress, done: bool) -> bool:
+    """Whether what is done every so many ticks, and at the end, is done after this tick."""
+    return done or (every > 0 and progress.tick % every == 0)
+
+
+def catch_up(evaluator: Evaluator, config: Config, folder: Path, progress: Progress, journal: Journal, done: bool) -> None:
+    """Compute what a run was interrupted in computing after the checkpoint that it now goes on from."""
+    snapshot = folder / snapshot_name(progress.seen)
+    first_rank_decides(lambda: evaluator.forget_after(snapshot))
+    if due(config.train.snapshot_ticks * config.metrics.every, progress, done):
+        names = first_rank_decides(lambda: evaluator.missing(snapshot))
+        if names:
+            evaluator.evaluate(snapshot, names, progress.seen, journal)
 
 
 def carried_by(config: Config, run: Run) -> dict[str, str | int]:
@@ -394,11 +414,19 @@ def check_files(plan: Sequence[Config]) -> None:
         check_agreement(config, open_images(config))
 
 
+def check_metrics(plan: Sequence[Config], run: Run) -> None:
+    """Find out before the first stage what would stop an evaluation of a later one: a missing detector, too few images."""
+    for config in plan:
+        if config.metrics.names:
+            Evaluator(config, open_images(config), run)
+
+
 def train_all(plan: Sequence[Config], run: Run) -> list[Summary]:
     """The stages of a file, one after the other, each in a run folder of its own."""
     for config in plan:
         config.check_world_size(run.world_size)
     first_rank_decides(lambda: check_files(plan))
+    check_metrics(plan, run)
     summaries: list[Summary] = []
     for config in plan:
         finished = {s.stage: s.folder for s in summaries}
@@ -444,7 +472,7 @@ def main(config_path: Path | None, resume_folder: Path | None, stage: str | None
     except Stopped:
         # which the journal has told
         pass
-    except (ConfigError, DatasetError, CheckpointError, TrainingError, OSError) as error:
+    except (ConfigError, DatasetError, CheckpointError, DetectorError, FeatureError, TrainingError, OSError) as error:
         where = f" (rank {run.rank})" if run.world_size > 1 else ""
         click.echo(f"Error{where}: {error}", err=True)
         # without leaving the process group: the others may be waiting in it, for the launcher to end them

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from numerics import normal
 from PIL import Image
 from ranks import free_port
 from served import serving
 from tiny_networks import BIGGAN, STYLEGAN2, save
+from toy_detectors import Averager, Seer
 from torch import nn
 
 from fastdgl import checkpoints
@@ -38,36 +38,13 @@ from fastdgl.images.files import sha256_of_file
 CPU = torch.device("cpu")
 ALONE = Run(0, 1, CPU)
 NUM, REAL = 14, 23
-FEATURES = 5
 # of features, which every network has
 OF_FEATURES = [name for name in METRICS if name != "ppl2_wend"]
-
-
-class Seer(nn.Module):
-    """Sees colours at three places, with the keywords of NVIDIA's Inception and VGG-16."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("weight", normal(FEATURES, 9).float())
-
-    def forward(self, img: torch.Tensor, resize_images: bool = True, return_features: bool = False, no_output_bias: bool = False,
-                return_lpips: bool = False) -> torch.Tensor:
-        x = img.float() / 255
-        if return_lpips:
-            x = x[:, :, ::2, ::2] if resize_images else x
-            return torch.cat([x.flatten(1) ** 2, (x[:, :, 1:] * x[:, :, :-1]).flatten(1)], dim=1)
-        x = torch.cat([x[:, :, 2, 3], x[:, :, 7, 1], x.mean([2, 3])], dim=1) @ self.weight.T
-        return x if return_features else torch.softmax(x if no_output_bias else x + 1000 * self.weight[:, 0], dim=1)
 
 
 class Blind(nn.Module):
     def forward(self, img: torch.Tensor) -> torch.Tensor:
         return img.float().mean([1, 2, 3])
-
-
-class Averager(nn.Module):
-    def forward(self, img: torch.Tensor) -> torch.Tensor:
-        return img.float().mean([2, 3])
 
 
 class Divider(nn.Module):

@@ -422,6 +422,26 @@ def test_there_is_no_bar(monkeypatch, stderr, settings):
     assert stream.getvalue() == ""
 
 
+# what comes after a tick
+
+def test_what_is_computed_after_a_tick_joins_its_line(tmp_path, quiet):
+    written = Journal(tmp_path, total_images=10_000)
+    for tick, seen in enumerate([4096, 8192]):
+        written.tick(seen, tick, 0.0)
+        written.amend(seen, {"Metrics/fid50k_full": 10.0 - tick, "Metrics/is50k_mean": math.nan})
+    lines = stats_lines(tmp_path)
+    assert [line["Progress/tick"]["mean"] for line in lines] == [0, 1]
+    assert [line["Metrics/fid50k_full"] for line in lines] == [{"num": 1, "mean": 10.0, "std": 0.0}, {"num": 1, "mean": 9.0, "std": 0.0}]
+    assert lines[0]["Metrics/is50k_mean"]["mean"] is None
+
+
+def test_where_the_line_of_the_tick_is_gone_another_says_when(tmp_path, quiet):
+    written = Journal(tmp_path, total_images=10_000, start_images=8192)
+    written.amend(8192, {"Metrics/fid50k_full": 9.0})
+    line, = stats_lines(tmp_path)
+    assert line["Progress/kimg"]["mean"] == 8.192 and line["Metrics/fid50k_full"]["mean"] == 9.0
+
+
 # TensorBoard
 
 
@@ -446,6 +466,18 @@ def test_scalars_reach_tensorboard_by_images_seen(tmp_path):
     times = [line["timestamp"] for line in stats_lines(tmp_path)]
     assert [point.wall_time for point in points] == times
     assert "Progress/kimg" in events.Tags()["scalars"]
+
+
+def test_what_is_computed_after_a_tick_reaches_the_same_step(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    written = Journal(tmp_path, total_images=10_000)
+    written.tick(4096, 0, 0.0)
+    written.amend(4096, {"Metrics/fid50k_full": 5.5})
+    written.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(point.step, point.value) for point in events.Scalars("Metrics/fid50k_full")] == [(4096, 5.5)]
 
 
 def test_says_once_that_tensorboard_is_missing_and_goes_on(tmp_path, capsys, monkeypatch):

@@ -20,7 +20,7 @@ ORDER = [
     "models packing",
     "guidance engines",
     "checkpoints steps samples fidelity interruption",
-    "assembly drawing conversion evaluation exporting warmup",
+    "assembly drawing conversion evaluation exporting warmup training_metrics",
     "reporting",
     "train cli",
 ]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,24 @@ FORMAT = 1
 
 class CacheError(OSError):
     """A kept file that cannot be read or written, in one sentence."""
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Refuse a folder that takes no files before hours go into them; it is made if need be.
+
+    Args:
+        setting: By which another is chosen.
+
+    Raises:
+        CacheError: It takes none.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "it is read-only"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise CacheError(f"{folder} cannot be written to: {reason}; choose another folder by {setting}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +108,7 @@ def real_features(dataset: ImageDataset, detector: Detector, wanted: Collection[
         DatasetError, DetectorError, CacheError: On every rank.
     """
     def look() -> tuple[Kept, list[str]]:
-        settings = {"format": FORMAT, "images": dataset.source.fingerprint(), "detector": detector.sha256, "most": MAX_BANK}
+        settings = {"format": FORMAT, "images": dataset.fingerprint, "detector": detector.sha256, "most": MAX_BANK}
         kept = Kept(folder, dataset.name, hashlib.sha256(json.dumps(settings).encode()).hexdigest())
         return kept, sorted(part for part in wanted if not kept.path(part).exists())
 

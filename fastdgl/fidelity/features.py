@@ -56,11 +56,7 @@ def collect(images: Iterator[Batch], count: int, detector: Detector, wanted: Col
     found, bank, probabilities, seen = Features(), [], [], 0
     with tqdm(total=count, desc=what, unit="img", disable=None if run.rank == 0 else True) as bar:
         for share, N in images:
-            outputs = {}
-            if {"moments", "bank"} & set(wanted):
-                outputs["features"] = gathered(detector.features(share), N, run)
-            if "probabilities" in wanted:
-                outputs["probabilities"] = gathered(detector.probabilities(share), N, run)
+            outputs = {name: gathered(output, N, run) for name, output in seen_in(share, detector, wanted).items()}
             if run.rank == 0 and "moments" in wanted:
                 moments = Moments.of(outputs["features"])
                 found.moments = moments if found.moments is None else found.moments + moments
@@ -73,6 +69,17 @@ def collect(images: Iterator[Batch], count: int, detector: Detector, wanted: Col
     found.bank = torch.cat(bank) if bank else None
     found.probabilities = torch.cat(probabilities) if probabilities else None
     return found
+
+
+def seen_in(images: Tensor, detector: Detector, wanted: Collection[str]) -> dict[str, Tensor]:
+    """What these fields of `Features` are made of, as the detector sees it in images `uint8 [N, C, R, R]`: "features" `[N, d]`,
+    "probabilities" `[N, classes]`, or both."""
+    outputs = {}
+    if {"moments", "bank"} & set(wanted):
+        outputs["features"] = detector.features(images)
+    if "probabilities" in wanted:
+        outputs["probabilities"] = detector.probabilities(images)
+    return outputs
 
 
 def shares(count: int, batch: int, run: Run) -> Iterator[tuple[list[int], int]]:

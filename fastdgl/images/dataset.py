@@ -1,9 +1,11 @@
 """The images and labels of one source, checked to be of one kind."""
 
+import copy
 import itertools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,17 @@ class ImageDataset(torch.utils.data.Dataset):
     def label(self, i: int) -> np.ndarray:
         """The label of image `i`, `float32 [label_dim]`; of a class, one-hot."""
         return self._labels.vector(range(len(self))[i] % len(self.source))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The checksum of the source's images. Taken once: all files of a folder are read for it."""
+        return self.source.fingerprint()
+
+    def unmirrored(self) -> "ImageDataset":
+        """The same images, each once."""
+        dataset = copy.copy(self)
+        dataset.mirror = False
+        return dataset
 
     def all_labels(self) -> np.ndarray:
         """The labels of all images, flipped ones not counted, as they were recorded: `int64 [images]` of classes below
