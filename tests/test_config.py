@@ -175,7 +175,7 @@ def test_an_override_is_yaml(tmp_path, override, get, value):
     ("train: {bacth: 8}", "train.bacth: there is no such key; did you mean batch?"),
     ("optimizer: {generator: {bet1: 0}}", "optimizer.generator.bet1: there is no such key; did you mean beta1?"),
     ("guidance: {teachers: [{checkpoint: a}, {checkpoint: b, moed: frozen}]}", "guidance.teachers.1.moed: there is no such key; did you mean mode?"),
-    ("batch: 8", "batch: there is no such key; did you mean train.batch?"),
+    ("batch: 8", "batch: there is no such key; did you mean train.batch or metrics.batch?"),
     ("teachers: []", "teachers: there is no such key; did you mean guidance.teachers?"),
     ("train: {lr: 1}", "train.lr: there is no such key; did you mean optimizer.generator.lr or optimizer.discriminator.lr?"),
     ("images2: 5", "images2: there is no such key; did you mean images?"),
