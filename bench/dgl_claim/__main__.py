@@ -20,8 +20,6 @@ from .compute import flops_per_image
 from .measuring import Measurer
 
 RESULTS = Path(__file__).parents[1] / "results" / "dgl_claim"
-# evaluations whose mean is reported beside the last one
-LAST = 5
 
 
 def kept(path: Path, compute) -> dict:
@@ -70,7 +68,7 @@ def one_arm(family: str, arm: Arm, seed: int, folder: Path, student: checkpoints
     # the first is written after one step; A0's folder holds A8's too, once that is trained
     chosen = [snapshot for snapshot in snapshots(folder) if start + 1000 < snapshot.seen <= start + kimg * 1000 + config.train.batch * 2]
     if arm.name == "A8":
-        chosen = chosen[-LAST:]
+        chosen = chosen[-page.LAST:]
     return {"flops_per_image": flops, "kimg": kimg, "evaluations": [measure(snapshot) for snapshot in chosen]}
 
 

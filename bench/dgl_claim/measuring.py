@@ -4,11 +4,9 @@ from pathlib import Path
 
 from fastdgl import checkpoints
 from fastdgl.engines import Run
-from fastdgl.fidelity.detectors import TorchScriptDetector
+from fastdgl.fidelity.detectors import open_detector
 from fastdgl.fidelity.metrics import evaluate
 from fastdgl.images import ImageDataset
-
-from .arms import ROOT
 
 FAKES = 5000
 METRICS = ["fid50k_full", "kid50k_full", "pr50k3_full"]
@@ -26,7 +24,7 @@ class Measurer:
     def __init__(self, dataset: ImageDataset, run: Run, cache: Path):
         cache.mkdir(parents=True, exist_ok=True)
         self.dataset, self.run, self.cache = dataset, run, cache
-        self.detector = TorchScriptDetector(ROOT / "fastdgl" / "assets" / "digits_classifier.pt", run.device)
+        self.detector = open_detector("digits", run.device)
 
     def __call__(self, snapshot: checkpoints.Snapshot) -> dict[str, float]:
         """`kimg` shown, and the metrics."""

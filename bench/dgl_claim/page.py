@@ -17,7 +17,7 @@ from .arms import ARMS, FAMILIES, ROOT
 
 DOCS = ROOT / "docs"
 TITLES = {"stylegan2": "StyleGAN2", "biggan": "BigGAN"}
-METRICS = ("fid", "kid", "precision", "recall")
+# evaluations whose mean is reported beside the last one
 LAST = 5
 COLOURS = {"A0": "#777777", "A1": "#d62728", "A2": "#1f77b4", "A3": "#2ca02c"}
 
