@@ -19,7 +19,6 @@ from torch import nn
 from fastdgl import checkpoints
 from fastdgl.cli import main
 from fastdgl.engines import Run, end_run, start_run
-from fastdgl.evaluation import resizing
 from fastdgl.fidelity import detectors
 from fastdgl.fidelity.cache import CacheError, real_features
 from fastdgl.fidelity.detectors import DetectorError, TorchScriptDetector
@@ -27,7 +26,7 @@ from fastdgl.fidelity.features import collect, fake_images, shares
 from fastdgl.fidelity.frechet_distance import frechet_distance
 from fastdgl.fidelity.inception_score import inception_score
 from fastdgl.fidelity.kernel_distance import kernel_distance
-from fastdgl.fidelity.metrics import METRICS, evaluate, name_of
+from fastdgl.fidelity.metrics import METRICS, evaluate, name_of, resizing
 from fastdgl.fidelity.moments import Moments
 from fastdgl.fidelity.path_length import path_lengths
 from fastdgl.fidelity.precision_recall import precision_recall

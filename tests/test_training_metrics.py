@@ -1,4 +1,4 @@
-"""Metrics while a run trains: that they are those of `fastdgl evaluate`, that training goes on as without, and which snapshots stay."""
+"""Metrics while a run trains: that they are those of `fastdgl evaluate`, that training goes on as without, and which network is the best."""
 
 import json
 import shutil
