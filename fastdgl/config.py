@@ -244,7 +244,7 @@ class FeatureTerm(Section):
     """How far the student's features are from a teacher's, a term of G's loss.
 
     weight: Of the term; it has no default, since a paper's fits only the networks of that paper.
-    distances: `l1`, `rmse`, or `gram`: several are summed; `losses.DISTANCES` has their formulas.
+    distances: Summed; `losses.DISTANCES` has their formulas.
     """
 
     weight: Positive
@@ -284,8 +284,7 @@ class Features(Section):
     """Neighbours of DGL: a frozen teacher, on latents that it shares with the student, to whose features G is drawn too.
 
     checkpoint: The teacher, as of `Teacher`, of the same z_dim and w_dim as the student; its averaged generator counts.
-    images: Null for no such term.
-    generators: Null for no such term.
+    images, generators: The terms, of which at least one is given.
     """
 
     checkpoint: str

@@ -60,7 +60,7 @@ def _rows(path: str, schemas: dict[str, type[Section]]) -> Iterator[str]:
         one = next(iter(fields.values()))
         if _section(one.annotation) is not None:
             kind = "a list, each with keys of its own" if get_origin(one.annotation) is list else "keys of its own"
-            yield f"| `{name}` | {kind} | | [below](#{_anchor(f'{path}.{name}', fields)}) |"
+            yield f"| `{name}` | {kind} | {'`null` ' if one.default is None else ''}| [below](#{_anchor(f'{path}.{name}', fields)}) |"
             continue
         defaults = {family: _default(field) for family, field in fields.items()}
         default = next(iter(defaults.values()))
