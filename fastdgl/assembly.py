@@ -1,6 +1,7 @@
 """From a config to the networks, teachers and engines of a run, new or resumed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from . import checkpoints, ema, models
 from .checkpoints import CheckpointError, Snapshot
 from .config import STAGE_PREFIX, Config, ConfigError
-from .engines import Engine, Run, make_engine
+from .engines import Engine, Run, make_engine, scatter_frozen
 from .guidance import Adaptors, FeatureBank, FeatureTeacher, FeatureTerm, Guide, freeze
 from .images import ImageDataset
 from .steps import Adversaries
@@ -39,6 +40,14 @@ class Student:
     def networks(self) -> dict[str, nn.Module]:
         """By the names that a snapshot stores them under."""
         return {"G": self.gan.G.module, "D": self.gan.D.module, "G_ema": self.average}
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All parameters of the networks at once inside; see `Engine.whole`."""
+        with ExitStack() as stack:
+            for engine in (self.gan.G, self.gan.D):
+                stack.enter_context(engine.whole())
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         return {"G_ema": self.average.state_dict(), "path_length_mean": self.gan.path_length_mean,
@@ -113,7 +122,7 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
         discriminator = snapshot.network("D").to(run.device)
         if teacher.mode == "updated":
             updated.append(discriminator.train())
-        discriminators.append(freeze(discriminator) if teacher.mode == "frozen" else discriminator)
+        discriminators.append(scatter_frozen(freeze(discriminator), config, run) if teacher.mode == "frozen" else discriminator)
 
     guide = Guide(discriminators, config.guidance.weight, config.guidance.ramp_kimg * 1000, config.guidance.combine == "dynamic")
     adam, loss = config.optimizer, config.loss

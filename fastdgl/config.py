@@ -505,7 +505,8 @@ class Engine(Section):
     """What carries the optimizer steps over the ranks.
 
     kind: `deepspeed`, or `torch` for plain PyTorch with averaged gradients in fp32.
-    zero_stage: DeepSpeed ZeRO: 0 replicates all, 1 shards the optimizer state, 2 the gradients too.
+    zero_stage: DeepSpeed ZeRO: 0 replicates all, 1 shards the optimizer state, 2 the gradients too, 3 the parameters too, those of
+        frozen teachers among them (docs/reliability.md).
     zero_options: Handed to DeepSpeed's `zero_optimization` as they stand.
     precision: Of the parameters and gradients. The recommended 16-bit training is fp32 here with
         `model.num_fp16_res`; `fp16` and `bf16` keep whole networks in 16 bits with fp32 masters.
@@ -516,7 +517,7 @@ class Engine(Section):
     """
 
     kind: Literal["deepspeed", "torch"] = "deepspeed"
-    zero_stage: Annotated[Literal[0, 1, 2], NotBoolean] = 1
+    zero_stage: Annotated[Literal[0, 1, 2, 3], NotBoolean] = 1
     zero_options: dict[str, JsonValue] = {}
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     initial_scale_power: Annotated[int, Field(ge=0, le=24)] = 8
@@ -527,9 +528,16 @@ class Engine(Section):
     def check_precision(self) -> "Engine":
         if self.kind == "torch" and self.precision != "fp32":
             raise ValueError(f"precision: {self.precision} needs kind: deepspeed; plain torch trains in fp32")
+        if self.kind == "torch" and self.zero_stage == 3:
+            raise ValueError("zero_stage: 3 needs kind: deepspeed; plain torch keeps all parameters on every rank")
         if "stage" in self.zero_options:
             raise ValueError("zero_options: `stage` is set by zero_stage")
         return self
+
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether a rank keeps a part of each parameter only."""
+        return self.zero_stage == 3
 
 
 class Config(Section):
@@ -576,6 +584,8 @@ class Config(Section):
     @model_validator(mode="after")
     def check_features(self) -> "Config":
         features, model = self.guidance.features, self.model
+        if features is not None and self.engine.shards_parameters:
+            raise ValueError("engine.zero_stage: 3 does not go with guidance.features, which has not been tried under it; expected zero_stage 0, 1 or 2")
         if features is not None and features.generators is not None:
             there = [2**i for i in range(2, model.resolution.bit_length()) if 2**i >= model.lowest_features]
             for R in features.generators.resolutions or []:

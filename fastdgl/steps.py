@@ -1,7 +1,7 @@
 """The algorithm: the steps of a GAN, in which DGL is one term of G's loss. The networks know their family, nothing here does."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +63,8 @@ def generator_step(gan: Adversaries, latents: Latents, loss: Loss, N: int, guida
     """
     G, D = gan.G.module, gan.D.module
     generator_loss = ADVERSARIAL[loss.adversarial].generator
-    with learning(G):
+    # orthogonal regularization takes hold of all weights at once
+    with learning(G), gan.G.whole() if loss.orthogonal_weight else nullcontext():
         for part in range(passes):
             c = latents.classes(N // passes)
             fake = G.training_images(latents, c, track=True, **loss.sampling)
@@ -95,6 +96,7 @@ def generator_step(gan: Adversaries, latents: Latents, loss: Loss, N: int, guida
             gan.G.backward(objective / passes, last=part == passes - 1)
             if gan.adaptors is not None:
                 fit_adaptors(gan.adaptors, gan.feature_teacher.generators, of_generators, passes, last=part == passes - 1)
+    with learning(G):
         gan.G.step()
         if gan.adaptors is not None:
             gan.adaptors.step()
@@ -135,18 +137,19 @@ def path_length_step(gan: Adversaries, latents: Latents, loss: StyleGAN2Loss, N:
     """
     G = gan.G.module
     with learning(G):
-        for part in range(passes):
-            c = latents.classes(N // loss.path_length_batch_shrink // passes)
-            ws = G.training_ws(latents, c, loss.style_mixing)
-            fake = G.synthesis(ws, normal=latents.normal)
-            lengths = path_lengths(fake, ws, latents.normal)
-            mean = lengths.detach().mean()
-            average_over_ranks([mean])
-            gan.path_length_mean.lerp_(mean, loss.path_length_decay)
-            penalty = (lengths - gan.path_length_mean).square()
-            record("Loss/pl_penalty", penalty)
-            weight = loss.path_length_weight * loss.path_length_interval
-            gan.G.backward((weight * penalty + touch(fake)).mean() / passes, last=part == passes - 1)
+        with gan.G.whole():
+            for part in range(passes):
+                c = latents.classes(N // loss.path_length_batch_shrink // passes)
+                ws = G.training_ws(latents, c, loss.style_mixing)
+                fake = G.synthesis(ws, normal=latents.normal)
+                lengths = path_lengths(fake, ws, latents.normal)
+                mean = lengths.detach().mean()
+                average_over_ranks([mean])
+                gan.path_length_mean.lerp_(mean, loss.path_length_decay)
+                penalty = (lengths - gan.path_length_mean).square()
+                record("Loss/pl_penalty", penalty)
+                weight = loss.path_length_weight * loss.path_length_interval
+                gan.G.backward((weight * penalty + touch(fake)).mean() / passes, last=part == passes - 1)
         gan.G.step()
 
 
@@ -193,12 +196,13 @@ def r1_step(gan: Adversaries, real: Tensor, real_c: Tensor, loss: StyleGAN2Loss,
     for engine, teacher in discriminators(gan):
         D = engine.module
         with learning(D):
-            for part, (images, images_c) in enumerate(zip(real.chunk(passes), real_c.chunk(passes))):
-                images = images.detach().requires_grad_(True)
-                logits = D(images, images_c)
-                penalty = r1_penalty(logits, images)
-                record(f"Loss/{teacher}r1_penalty", penalty)
-                engine.backward((gamma / 2 * loss.r1_interval * penalty + touch(logits)).mean() / passes, last=part == passes - 1)
+            with engine.whole():
+                for part, (images, images_c) in enumerate(zip(real.chunk(passes), real_c.chunk(passes))):
+                    images = images.detach().requires_grad_(True)
+                    logits = D(images, images_c)
+                    penalty = r1_penalty(logits, images)
+                    record(f"Loss/{teacher}r1_penalty", penalty)
+                    engine.backward((gamma / 2 * loss.r1_interval * penalty + touch(logits)).mean() / passes, last=part == passes - 1)
             engine.step()
 
 

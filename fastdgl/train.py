@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import torch
 
-from fastdgl import checkpoints, config as configs, ema, steps
+from fastdgl import checkpoints, config as configs, ema, models, steps
 from fastdgl.assembly import Student, assemble, check_agreement
 from fastdgl.atomic_files import atomically
 from fastdgl.checkpoints import CheckpointError
@@ -153,7 +153,8 @@ def iterate(student: Student, images: Iterator[Batch], latents: Latents, config:
 
     progress.iteration += 1
     progress.seen += settings.batch * settings.discriminator_steps
-    ema.update(student.average, gan.G.module, beta(config, progress), gan.G.module.averaged_buffers)
+    with gan.G.whole():
+        ema.update(student.average, gan.G.module, beta(config, progress), gan.G.module.averaged_buffers)
     return real, real_c
 
 
@@ -220,8 +221,9 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
     found = {name for name, stat in stats.items() if name.startswith("Loss/") and not math.isfinite(stat["mean"])}
     in_16_bits = config.model.num_fp16_res > 0 or config.engine.precision != "fp32"
     culprits = [f"{name} became {stats[name]['mean']}" for name in sorted(found & suspects if in_16_bits else found)]
-    culprits += [f"the parameters of {name} became infinite or NaN" for name, network in student.networks.items()
-                 if not all(p.isfinite().all() for p in network.parameters())]
+    with student.whole():
+        culprits += [f"the parameters of {name} became infinite or NaN" for name, network in student.networks.items()
+                     if not all(p.isfinite().all() for p in network.parameters())]
     if culprits:
         raise TrainingError(f"{culprits[0]} between {tick_start / 1000:g} and {seen / 1000:g} kimg: training has diverged; nothing of this tick "
                             f"was saved; resume from the last checkpoint with a lower learning rate, {config.remedies}")
@@ -235,7 +237,8 @@ def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student:
     if due(settings.image_ticks, progress, done):
         first_rank_decides(lambda: sheet.save_fake(folder / sheet_name(progress.seen), student.average))
     if due(settings.snapshot_ticks, progress, done):
-        first_rank_decides(lambda: checkpoints.save_snapshot(snapshot, student.networks, config, dataset, progress.seen))
+        with student.whole():
+            first_rank_decides(lambda: checkpoints.save_snapshot(snapshot, student.networks, config, dataset, progress.seen))
         if settings.keep_snapshots != "all":
             first_rank_decides(lambda: checkpoints.remove_old_snapshots(snapshot, settings.keep_snapshots))
     if due(settings.checkpoint_ticks, progress, done):
@@ -303,10 +306,12 @@ def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, 
         guided += f", features of {config.guidance.features.checkpoint}"
     engine = config.engine
     carried = f"DeepSpeed ZeRO {engine.zero_stage}" if engine.kind == "deepspeed" else "PyTorch"
+    with student.whole():
+        parameters = {name: parameter_count(network) for name, network in student.networks.items()}
     journal.message(f"\n{folder}\n"
                     f"  images    {len(dataset)} of {dataset.resolution}x{dataset.resolution}x{dataset.channels}"
                     f"{f', {dataset.label_dim} classes' if dataset.label_dim else ''}, from {config.images.path}\n"
-                    f"  networks  G {parameter_count(student.average):,} and D {parameter_count(student.gan.D.module):,} parameters\n"
+                    f"  networks  G {parameters['G']:,} and D {parameters['D']:,} parameters\n"
                     f"  guidance  {guided}\n"
                     f"  length    {config.train.kimg:g} kimg from {student.start_images / 1000:g}, batch {config.train.batch} on {run.world_size} rank(s)\n"
                     f"  on        {device}, torch {torch.__version__}, {carried}, {engine.precision}\n")
@@ -318,7 +323,8 @@ def summary(config: Config, folder: Path, dataset: ImageDataset, student: Studen
     model, c_dim = config.model, dataset.label_dim
     image = torch.empty(1, model.channels, model.resolution, model.resolution)
     z, c = torch.empty(1, model.z_dim), torch.empty(1, c_dim)
-    networks = {"G": (student.average, z), "D": (student.gan.D.module, image)}
+    # not the student's own D, whose parameters ZeRO 3 keeps elsewhere
+    networks = {"G": (student.average, z), "D": (models.discriminator(model.family, model.discriminator_arguments(c_dim)), image)}
     return Summary(
         stage=config.stage, name=config.description, folder=folder, kimg=progress.seen / 1000, seconds=progress.elapsed, stats=stats,
         parameters={name: parameter_count(network) for name, (network, _) in networks.items()},

@@ -17,10 +17,12 @@ from .steps import Adversaries, discriminators, learning
 def compile_kernels(gan: Adversaries, config: configs.Config, run: Run, c_dim: int) -> None:
     """Leave the kernels that the steps will launch in Triton's cache; nothing where none will be. Called by all ranks together.
 
-    The first rank of each machine compiles, the others wait and load. BigGAN's kernels are compiled as they are met: its
-    batch norms talk to the other ranks.
+    The first rank of each machine compiles, the others wait and load. Where a pass talks to the other ranks, the kernels are
+    compiled as they are met: in BigGAN's batch norms, and in every layer whose parameters ZeRO 3 gathers.
     """
-    if config.model.family != "stylegan2" or run.device.type != "cuda" or not fastdgl_kernels.kernels_in_force(run.device):
+    if config.model.family != "stylegan2" or config.engine.shards_parameters or run.device.type != "cuda":
+        return
+    if not fastdgl_kernels.kernels_in_force(run.device):
         return
     if int(os.environ["LOCAL_RANK"]) == 0:
         with fastdgl_kernels.warm_up():

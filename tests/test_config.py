@@ -212,8 +212,8 @@ def test_names_the_unknown_key_before_the_one_it_was_meant_to_be(tmp_path):
     ("guidance: {teachers: {checkpoint: a}}", "guidance.teachers: expected a list, got {'checkpoint': 'a'}"),
     ("guidance: {teachers: [a]}", "guidance.teachers.0: expected keys and values, got 'a'"),
     ("guidance: {combine: mean}", "guidance.combine: expected 'uniform' or 'dynamic', got 'mean'"),
-    ("engine: {zero_stage: 3}", "engine.zero_stage: expected 0, 1 or 2, got 3"),
-    ("engine: {zero_stage: true}", "engine.zero_stage: expected 0, 1 or 2, got 'true'"),
+    ("engine: {zero_stage: 4}", "engine.zero_stage: expected 0, 1, 2 or 3, got 4"),
+    ("engine: {zero_stage: true}", "engine.zero_stage: expected 0, 1, 2 or 3, got 'true'"),
     ("engine: {kind: horovod}", "engine.kind: expected 'deepspeed' or 'torch', got 'horovod'"),
     ("engine: {zero_options: 5}", "engine.zero_options: expected keys and values, got 5"),
 ))
@@ -264,6 +264,7 @@ def test_names_a_value_out_of_range(tmp_path, text, said):
     ("keep_optimizer: true", "keep_optimizer: true needs start, the run whose optimizers to keep"),
     ("engine: {kind: torch, precision: bf16}", "engine.precision: bf16 needs kind: deepspeed; plain torch trains in fp32"),
     ("engine: {zero_options: {stage: 3}}", "engine.zero_options: `stage` is set by zero_stage"),
+    ("engine: {kind: torch, zero_stage: 3}", "engine.zero_stage: 3 needs kind: deepspeed; plain torch keeps all parameters on every rank"),
     ("loss: {path_length_batch_shrink: 5}", "loss.path_length_batch_shrink: 5 does not divide train.batch, which is 32"),
 ))
 def test_names_what_does_not_go_together(tmp_path, text, said):

@@ -109,7 +109,7 @@ class Kept:
     """An engine that keeps the gradients of its last step, the losses it was given and which were the last of a step, and steps on."""
 
     def __init__(self, engine):
-        self.engine, self.module, self.losses, self.lasts = engine, engine.module, [], []
+        self.engine, self.module, self.whole, self.losses, self.lasts = engine, engine.module, engine.whole, [], []
 
     def backward(self, loss, last):
         if not self.lasts or self.lasts[-1]:
@@ -390,7 +390,8 @@ class TestUpdatedTeacher:
         gan, order = adversaries(updated=[12]), []
 
         def named(engine, name):
-            return SimpleNamespace(module=engine.module, backward=engine.backward, step=lambda: (order.append(name), engine.step()))
+            return SimpleNamespace(module=engine.module, backward=engine.backward, whole=engine.whole,
+                                   step=lambda: (order.append(name), engine.step()))
 
         gan.D, gan.updated_teachers = named(gan.D, "D"), [named(gan.updated_teachers[0], "teacher")]
         discriminator_step(gan, random_inputs())

@@ -396,7 +396,7 @@ class TestLaunchers:
         pytest.param(["torchrun", "--nproc_per_node", "2"], id="torchrun"),
     ])
     def test_two_ranks_equal_one_process_in_every_zero_stage(self, alone, tmp_path, launcher):
-        stages = {f"zero{stage}": {"engine": {"kind": "deepspeed", "zero_stage": stage}} for stage in (0, 1, 2)} | {"torch": {}}
+        stages = {f"zero{stage}": {"engine": {"kind": "deepspeed", "zero_stage": stage}} for stage in (0, 1, 2, 3)} | {"torch": {}}
         config = tmp_path / "ranks.yaml"
         config.write_text(dump(TWENTY_STEPS | {"outdir": str(tmp_path / "runs"), "stages": stages}))
         output = launch(*launcher, "--master_port", free_port(), SCRIPT, "--config", config)
@@ -421,10 +421,14 @@ class TestLaunchers:
         assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
     @pytest.mark.slow
-    def test_two_ranks_of_biggan_resume_bit_for_bit(self, tmp_path):
-        """Whose batch norms each see their own rank's batches."""
+    @pytest.mark.parametrize("changes", [
+        # whose batch norms each see their own rank's batches
+        pytest.param(BIGGAN | {"engine": {"kind": "deepspeed", "zero_stage": 2}}, id="biggan"),
+        pytest.param({"engine": {"kind": "deepspeed", "zero_stage": 3, "zero_options": {"stage3_param_persistence_threshold": 0}}}, id="zero3"),
+    ])
+    def test_two_ranks_resume_bit_for_bit(self, tmp_path, changes):
         config = tmp_path / "tiny.yaml"
-        config.write_text(dump(TINY | BIGGAN | {"outdir": str(tmp_path / "runs"), "engine": {"kind": "deepspeed", "zero_stage": 2}}))
+        config.write_text(dump(TINY | changes | {"outdir": str(tmp_path / "runs")}))
         start = ["torchrun", "--nproc_per_node", "2", "--master_port"]
         launch(*start, free_port(), SCRIPT, "--config", config)
         run = tmp_path / "runs" / "00000-tiny"

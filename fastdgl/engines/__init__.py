@@ -6,7 +6,7 @@ survive the gradient of a gradient that R1 and path length take. The engine serv
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -49,6 +49,12 @@ class Engine(Protocol):
 
     def step(self) -> None:
         """Average the gradients over the ranks, step, and clear them."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """All parameters of `module` at once inside, where ZeRO 3 else has those alone that a layer computes with; called by all ranks.
+
+        To read them, and for a backward through a backward, which begins when the layers have let go of theirs.
+        """
 
     def save(self, folder: Path) -> None:
         """Parameters and optimizer into `folder`; called by all ranks."""
@@ -182,6 +188,18 @@ def make_engine(module: nn.Module, adam: configs.Adam, regularization_interval: 
     return ZeroEngine(module, optimizer, config, run.world_size)
 
 
+def scatter_frozen(module: nn.Module, config: configs.Config, run: Run) -> nn.Module:
+    """`module`, which takes no gradients of its own, with its parameters scattered over the ranks under ZeRO 3, and as it is under any other.
+
+    A layer has its parameters whole while it computes, forwards or backwards; the gradient to the input flows. Called by all ranks, and so
+    is then every forward and backward.
+    """
+    if config.engine.shards_parameters:
+        from .zero import scatter
+        scatter(module, config, run.world_size)
+    return module
+
+
 @contextmanager
 def own_settings(optimizer: torch.optim.Adam) -> Iterator[None]:
     """Load moments inside, and keep the optimizer's own learning rate and betas: a resumed run may have changed them."""
@@ -217,6 +235,9 @@ class TorchEngine:
         average_over_ranks(p.grad for p in self.module.parameters() if p.grad is not None)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def whole(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def save(self, folder: Path) -> None:
         if not dist.is_initialized() or dist.get_rank() == 0:

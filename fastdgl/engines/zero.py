@@ -1,8 +1,10 @@
-"""DeepSpeed's engine under ours: ZeRO 0, 1 or 2 in fp32, bf16 or fp16."""
+"""DeepSpeed's engine under ours: ZeRO 0, 1, 2 or 3 in fp32, bf16 or fp16."""
 
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 # of the folder in which DeepSpeed keeps what it saves
 TAG = "engine"
+# stands for a layer that is busy with a parameter; DeepSpeed counts its own from 0
+HELD = -1
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ZeroEngine:
@@ -42,15 +47,16 @@ class ZeroEngine:
         self.scales_loss = config.engine.precision == "fp16" and config.engine.zero_stage == 0
         if config.engine.precision == "fp16" and not get_accelerator().is_fp16_supported():
             raise configs.ConfigError("engine.precision: fp16 is not supported by DeepSpeed on this device; use bf16 or fp32")
+        self.shards_parameters = config.engine.shards_parameters
         settings = deepspeed_settings(config, world_size)
-        deepspeed.init_distributed(dist_init_required=False)
-        # DeepSpeed's groups would wait as long as torch does by default
-        deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=patience(config.engine.timeout))
+        _join(config)
         try:
             checked = DeepSpeedConfig(settings)
         except (ValueError, AssertionError) as error:
             raise configs.ConfigError(f"engine.zero_options: DeepSpeed does not take {config.engine.zero_options}: "
                                       f"{' '.join(str(error).split())}") from None
+        if self.shards_parameters:
+            _Init(module, settings, PRECISIONS[config.engine.precision])
         self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings, config_class=checked, dist_init_required=False)
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
@@ -59,10 +65,30 @@ class ZeroEngine:
         # 0.19.8 scales the loss for the optimizers of ZeRO alone, and divides the gradients of fp16's at stage 0 all the same
         if self.scales_loss:
             loss = loss * self.engine.optimizer.loss_scale
+        # what the forward of DeepSpeed's engine, which is not called here, does: ZeRO 3 counts the backwards of a step by it, and would
+        # put the gradients of each in the place of those before
+        if self.shards_parameters:
+            self.engine.optimizer.clear_backward_seen_flag()
         self.engine.backward(loss)
 
     def step(self) -> None:
         self.engine.step()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        if not self.shards_parameters:
+            yield
+            return
+        parameters = list(self.module.parameters())
+        with deepspeed.zero.GatheredParameters(parameters):
+            # a layer that ends its forward or backward scatters the parameters that no layer is busy with
+            for parameter in parameters:
+                parameter.ds_active_sub_modules.add(HELD)
+            try:
+                yield
+            finally:
+                for parameter in parameters:
+                    parameter.ds_active_sub_modules.discard(HELD)
 
     def save(self, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag=TAG)
@@ -74,6 +100,27 @@ class ZeroEngine:
             self.engine.load_checkpoint(str(folder), tag=TAG)
 
 
+def _join(config: configs.Config) -> None:
+    """DeepSpeed's part in the process group."""
+    deepspeed.init_distributed(dist_init_required=False)
+    # DeepSpeed's groups would wait as long as torch does by default
+    deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=patience(config.engine.timeout))
+
+
+class _Init(deepspeed.zero.Init):
+    """Scatters a network's parameters over the ranks, those of no dimension too; what `_Engine` says of bytes holds here as well."""
+
+    def __init__(self, module: nn.Module, settings: dict[str, Any], dtype: torch.dtype):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
+        super().__init__(module=module, config_dict_or_path=settings, dtype=dtype)
+
+    def _zero_init_param(self, parameter: nn.Parameter) -> None:
+        self._convert_to_deepspeed_param(parameter)
+        dist.broadcast(parameter.data, src=0)
+        parameter.partition()
+
+
 class _Engine(deepspeed.DeepSpeedEngine):
     """DeepSpeed's engine for networks with parameters of no dimension, such as the strength of noise.
 
@@ -83,6 +130,16 @@ class _Engine(deepspeed.DeepSpeedEngine):
     def _broadcast_model(self) -> None:
         for parameter in self.module.parameters():
             dist.broadcast(parameter.data, src=0)
+
+
+def scatter(module: nn.Module, config: configs.Config, world_size: int) -> None:
+    """Scatter the parameters of `module`, in fp32, over the ranks; its layers gather their own when they compute."""
+    settings = deepspeed_settings(config, world_size) | {"bf16": {"enabled": False}, "fp16": {"enabled": False}}
+    _join(config)
+    _Init(module, settings, torch.float32)
+    engine = _Engine(args=None, model=module, config=settings, config_class=DeepSpeedConfig(settings), dist_init_required=False)
+    # its end would take the hooks out of the layers; past nn.Module, which would take it for a part of its own part
+    object.__setattr__(module, "scattered_by", engine)
 
 
 def deepspeed_settings(config: configs.Config, world_size: int) -> dict[str, Any]:
