@@ -522,7 +522,7 @@ class Engine(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     initial_scale_power: Annotated[int, Field(ge=0, le=24)] = 8
     allow_tf32: bool = False
-    timeout: Annotated[float, Field(ge=5)] = 1800
+    timeout: Annotated[float, Field(ge=5, le=604800)] = 1800
 
     @model_validator(mode="after")
     def check_precision(self) -> "Engine":

@@ -26,7 +26,7 @@ def run_rank(rank: int, port: int, fault: str, output: Path) -> None:
     run = start_run(3600.0 if fault.endswith("killed") else TIMEOUT)
     victim = 0 if fault.startswith("first") else 1
     with watched(run.peers):
-        for i in range(3):
+        for _ in range(3):
             dist.all_reduce(torch.ones(1))
         if rank == victim and fault.endswith("killed"):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,5 @@
 """Training on two machines: two Linux network namespaces, each with its own host name, loopback and end of a virtual cable."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ranks import free_port
-from test_train import ROOT, SCRIPT, TINY, dump, launch, statistics, train
+from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, of_launchers, statistics, train
 
 FIRST = "10.77.0.1"
 
@@ -39,8 +38,7 @@ def hosts():
 def start(hosts, launcher: Sequence[str], *arguments, folder: Path, elsewhere: Path | None = None,
           interface: str = "cable") -> list[subprocess.Popen]:
     """The launcher on each host, in `folder`, or on the second host `elsewhere`."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}",
-                                "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface}
+    environment = of_launchers() | {"GLOO_SOCKET_IFNAME": interface}
     launchers = []
     for rank, (enter, place) in enumerate(zip(hosts, (folder, elsewhere or folder))):
         (place / "hostfile").write_text("host-a slots=1\nhost-b slots=1\n")

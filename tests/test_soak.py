@@ -14,9 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ranks import training
-from test_train import TINY, dump
-from test_train import statistics as ticks_of
+from tiny_runs import TINY, dump, training
+from tiny_runs import statistics as ticks_of
 
 MINUTES = float(os.environ.get("FASTDGL_SOAK_MINUTES", 25))
 SAMPLES = 120

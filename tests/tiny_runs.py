@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -15,6 +17,8 @@ from click.testing import CliRunner
 
 from fastdgl.checkpoints import open_snapshot
 from fastdgl.train import main
+
+from ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "fastdgl" / "train.py"
@@ -77,6 +81,25 @@ def launch(*command, **environment) -> str:
     result = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600, cwd=ROOT, env=of_launchers() | environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
+
+
+@contextmanager
+def training(world_size: int, output: Path, *arguments: str | Path) -> Iterator[list[subprocess.Popen]]:
+    """Ranks without a launcher, so that what is measured is theirs; whatever is left of them at the end is killed.
+
+    Args:
+        output: File for what they print.
+    """
+    shared = of_launchers() | {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with open(output, "w") as file:
+        ranks = [subprocess.Popen([sys.executable, SCRIPT, *arguments], stdout=file, stderr=file,
+                                  env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(world_size)]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
 
 
 def networks(run: Path) -> dict[str, torch.Tensor]:
