@@ -27,6 +27,7 @@ from .engines import Engine
 from .images import ImageDataset
 from .models.pretrained import CONFIG, PretrainedError, is_pretrained, read_config, read_state
 from .models.stylegan2 import MappingNetwork
+from .sentences import printable
 
 FORMAT = 1
 SNAPSHOT_NAME = "network-snapshot-{:06d}.safetensors"
@@ -36,11 +37,17 @@ CHECKPOINTS = "checkpoints"
 CHECKPOINT_NAME = "{:010d}"
 # of z whose mean w stands in for one that a file does not hold; rosinality's tools take as many
 MEAN_OF_W_SAMPLES = 4096
+# what a number of a network may be written in
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATS)
 WITHOUT_D = "it holds no discriminator: it draws images, and can neither teach nor be the start of a run"
 
 
 class CheckpointError(ValueError):
     """A snapshot or checkpoint that is missing, damaged, or of something else, in one sentence."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -94,12 +101,19 @@ class Snapshot:
             check_has_discriminator(self)
         kind = "D" if name == "D" else "G"
         make = models.discriminator if kind == "D" else models.generator
+        arguments = {**self.arguments[kind], **changes}
+        state, what = self.state_dict(name), f"{name} in {self.path}"
         try:
-            network = make(self.family, {**self.arguments[kind], **changes}).eval()
+            # without memory: what a file asks for may be more than there is, and what it holds is compared first
+            with torch.device("meta"):
+                check_fits(make(self.family, arguments), state, what)
+            network = make(self.family, arguments).eval()
+        except CheckpointError:
+            raise
         # RuntimeError: more memory than there is
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise CheckpointError(f"{self.path}: asks for a network this fastdgl does not know: {' '.join(str(error).split())}") from None
-        load_strictly(network, self.state_dict(name), f"{name} in {self.path}")
+        load_strictly(network, state, what)
         return network
 
     def averaged_generator(self, device: str | torch.device) -> nn.Module:
@@ -116,8 +130,12 @@ class Snapshot:
         if self.states is not None:
             return dict(self.states[name])
         prefix = name + "."
-        with safetensors.safe_open(self.path, framework="pt") as file:
-            return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
+        try:
+            with safetensors.safe_open(self.path, framework="pt") as file:
+                return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
+        # LookupError, ValueError: a dtype that this PyTorch or safetensors does not know
+        except (OSError, safetensors.SafetensorError, LookupError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error}") from None
 
 
 def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs.Config, dataset: ImageDataset, seen: int) -> None:
@@ -215,7 +233,9 @@ def open_snapshot(path: str | Path) -> Snapshot:
             raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
         return _recognised(Snapshot(path, header["family"], {name: header[name] for name in ("G", "D") if name in header},
                                     header["seen"], header["classes"], best=header.get("best")))
-    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError):
+    except CheckpointError:
+        raise
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError):
         raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "
                               f"written by fastdgl/train.py") from None
 
@@ -225,12 +245,20 @@ def _recognised(snapshot: Snapshot) -> Snapshot:
 
     Raises:
         CheckpointError: It is of another family.
-        KeyError, TypeError: Something is missing.
+        KeyError, TypeError: Something is missing, or of another type.
     """
+    texts = snapshot.class_names or []
+    if type(snapshot.family) is not str or type(snapshot.seen) is not int or snapshot.seen < 0 or not isinstance(texts, (list, tuple)):
+        raise TypeError
+    if not isinstance(snapshot.best, (Mapping, type(None))):
+        raise TypeError
+    if not all(type(text) is str for text in texts) or not all(isinstance(arguments, Mapping) for arguments in snapshot.arguments.values()):
+        raise TypeError
     if snapshot.family not in models.FAMILIES:
         raise CheckpointError(f"{snapshot.path}: holds networks of family {snapshot.family!r}; expected one of {', '.join(models.FAMILIES)}")
     for key in ("img_resolution", "img_channels", "c_dim"):
-        snapshot.arguments["G"][key]
+        if type(snapshot.arguments["G"][key]) is not int:
+            raise TypeError
     if "D" in snapshot.arguments:
         snapshot.minibatch_group
     return snapshot
@@ -302,18 +330,33 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], what: str) ->
     """Load `state` into `network`, all of it and nothing else.
 
     Raises:
-        CheckpointError: Naming the keys that are missing, extra, or of another shape.
+        CheckpointError: As of `check_fits`; or naming the keys that are not finite.
+    """
+    check_fits(network, state, what)
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{what}: {broken[0]} holds NaN or infinity, and so do {len(broken) - 1} other tensors; expected the networks of a run "
+                              "that has not diverged")
+    network.load_state_dict(state)
+
+
+def check_fits(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Compare tensors with those of a network, which may be one without memory.
+
+    Raises:
+        CheckpointError: Naming the keys that are missing, extra, or of another shape or kind.
     """
     expected = network.state_dict()
     differences = [f"{key} is missing" for key in expected if key not in state]
     differences += [f"{key} is not expected" for key in state if key not in expected]
     differences += [f"{key} is {list(state[key].shape)} instead of {list(expected[key].shape)}"
                     for key in expected if key in state and state[key].shape != expected[key].shape]
+    differences += [f"{key} is {state[key].dtype} instead of {expected[key].dtype}" for key in expected
+                    if key in state and state[key].dtype not in (FLOATS if expected[key].is_floating_point() else INTEGERS)]
     if differences:
         shown = "; ".join(differences[:3])
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise CheckpointError(f"{what}: does not fit the network: {shown}{more}")
-    network.load_state_dict(state)
 
 
 def check_has_discriminator(snapshot: Snapshot) -> None:
@@ -384,7 +427,8 @@ def load_state(folder: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    # what damaged bytes make of PyTorch's reader
+    except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, MemoryError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{folder / 'state.pt'}: cannot be read ({' '.join(str(error).split())[:200]}); "
                               f"remove {folder} to continue from an earlier checkpoint") from error
 

@@ -7,6 +7,7 @@ stands for plain data; any other is refused. No module is imported for a file.
 import io
 import math
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -25,6 +26,8 @@ PICKLE_MAGIC = b"\x80"
 # what torch.save wrote before it wrote zip files: this number, a version, facts of the machine, the object, keys, storages
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
+# of data within data; that of NVIDIA's networks is some dozen
+MAX_DEPTH = 500
 
 
 class ForeignFileError(ValueError):
@@ -207,7 +210,13 @@ class Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO, known: Mapping[tuple[str, str], Any], storage: Callable[[torch.dtype, str, int], Tensor] | None = None):
         # text of Python 2 is read as what it was
         super().__init__(file, encoding="latin1")
-        self.known, self.storage = known, storage
+        self.file, self.known, self.storage = file, known, storage
+
+    def load(self) -> Any:
+        start = self.file.tell()
+        check_depth(self.file)
+        self.file.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.known:
@@ -222,6 +231,41 @@ class Unpickler(pickle.Unpickler):
         if self.storage is None or kind != "storage" or not isinstance(dtype, torch.dtype) or any(part is not None for part in view):
             raise ForeignFileError("refers to something outside that is no tensor of PyTorch's")
         return self.storage(dtype, str(key), int(numel)).as_subclass(Numbers)
+
+
+def check_depth(file: BinaryIO) -> None:
+    """Refuse a pickle with data within data within data: to hash a tuple, Python goes as deep as it is, until the process crashes.
+
+    The opcodes of one pickle are read, and nothing is made of them: for each value on the unpickler's stack, how deep it is.
+
+    Raises:
+        ForeignFileError: It is deeper than MAX_DEPTH.
+        ValueError, LookupError: It is damaged.
+    """
+    mark = pickletools.markobject
+    stack: list[int | None] = []                                      # None for a mark
+    memo: dict[int, int] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else argument] = stack[-1] or 0
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            parts = []
+            if mark in opcode.stack_before:
+                while (part := stack.pop()) is not None:
+                    parts.append(part)
+            for _ in range(opcode.stack_before.index(mark) if mark in opcode.stack_before else len(opcode.stack_before)):
+                parts.append(stack.pop() or 0)
+            # what is put into a list adds to how deep it is, and not how often
+            into = parts.pop() if name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS") else 0
+            depth = max(into, 1 + max(parts, default=0))
+            if depth > MAX_DEPTH:
+                raise ForeignFileError("holds data within data, too deep to be networks")
+            stack.extend(None if made is mark else depth for made in opcode.stack_after)
 
 
 def load(path: Path) -> Any:

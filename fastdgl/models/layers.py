@@ -79,6 +79,8 @@ class MinibatchStdLayer(nn.Module):
 
     def __init__(self, group_size: int, num_channels: int = 1):
         super().__init__()
+        if group_size < 1:
+            raise ValueError(f"group_size={group_size}: expected at least 1")
         self.group_size = group_size
         self.num_channels = num_channels
 

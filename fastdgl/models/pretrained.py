@@ -12,27 +12,57 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic_files import atomically
+from ..sentences import printable
 
 # safetensors is imported where files are: what only builds networks, such as the benchmarks, goes without
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 # what config.json says besides the arguments of the network
 FAMILY, CLASSES = "family", "classes"
+# what any argument of a network may be
+LARGEST = 2**31 - 1
 
 
 class PretrainedError(ValueError):
     """A folder that is missing, damaged, or of another network, in one sentence."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
 
 def build(network: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """The network of these arguments; `low_precision` is spelled as in a config, e.g. "bfloat16"."""
+    """The network of these arguments; `low_precision` is spelled as in a config, e.g. "bfloat16".
+
+    Raises:
+        TypeError, ValueError: There is no network of these.
+        RuntimeError: It needs more memory than there is.
+    """
     arguments = dict(arguments)
     if "low_precision" in arguments:
         name = arguments["low_precision"]
         arguments["low_precision"] = getattr(torch, name, None)
         if not isinstance(arguments["low_precision"], torch.dtype):
             raise ValueError(f"low_precision: {name!r} is no dtype of PyTorch's")
+    check_types(network, arguments)
     return network(**arguments)
+
+
+def check_types(network: type[nn.Module], arguments: Mapping[str, Any]) -> None:
+    """Refuse what a file gives in place of a number, before it is met in the middle of a network.
+
+    Raises:
+        TypeError: An argument is not of the type that the network's signature says.
+        ValueError: It is a number beyond all networks.
+    """
+    parameters = inspect.signature(network.__init__).parameters
+    for name, value in arguments.items():
+        kinds = parameters[name].annotation if name in parameters else object
+        if kinds in (float, float | None) and type(value) is int:
+            value = float(value)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise TypeError(f"{name}: expected {getattr(kinds, '__name__', kinds)}, got {value!r:.50}")
+        if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+            raise ValueError(f"{name}: {value:.5g} is no number of a network")
 
 
 class Pretrained(nn.Module):
@@ -115,7 +145,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any], list[str] | None]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return config.pop(FAMILY), config, config.pop(CLASSES)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise PretrainedError(f"{folder}: has no {CONFIG} of fastdgl, or a damaged one; expected a folder that save_pretrained wrote") from None
 
 
@@ -129,7 +159,8 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 
     try:
         return safetensors.torch.load_file(folder / WEIGHTS)
-    except (OSError, safetensors.SafetensorError) as error:
+    # LookupError, ValueError: a dtype that this PyTorch or safetensors does not know
+    except (OSError, safetensors.SafetensorError, LookupError, ValueError) as error:
         raise PretrainedError(f"{folder / WEIGHTS}: cannot be read: {error}") from None
 
 

@@ -41,6 +41,10 @@ def channels_at(resolution: int, channel_base: int, channel_max: int, fraction: 
     return int(channels)
 
 
+# far more than any has: a file may ask for as many as it likes
+MAX_MAPPING_LAYERS = 100
+
+
 class MappingNetwork(Fp32Buffers):
     """z, and a class, to w: fully connected layers on the unit hypersphere, and the running mean of w.
 
@@ -53,6 +57,9 @@ class MappingNetwork(Fp32Buffers):
     def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int = 8,
                  lr_multiplier: float = 0.01, w_avg_beta: float | None = 0.995):
         super().__init__()
+        if not 0 <= num_layers <= MAX_MAPPING_LAYERS or min(z_dim, c_dim) < 0 or w_dim < 1:
+            raise ValueError(f"mapping_layers={num_layers}, z_dim={z_dim}, c_dim={c_dim}, w_dim={w_dim}: expected 0 to {MAX_MAPPING_LAYERS} layers, "
+                             f"and no negative number of features")
         self.z_dim, self.c_dim, self.num_ws, self.num_layers, self.w_avg_beta = z_dim, c_dim, num_ws, num_layers, w_avg_beta
         if c_dim > 0:
             self.embed = FullyConnectedLayer(c_dim, w_dim)

@@ -35,7 +35,9 @@ def setup_filter(
     Returns:
         `[taps]` or `[h, w]`, float32, a new tensor.
     """
-    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32).detach()
+    # numbers stay numbers where the default device holds none (meta)
+    where = f.device if isinstance(f, Tensor) else "cpu"
+    f = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device=where).detach()
     if f.ndim > 2 or f.numel() == 0:
         raise ValueError(f"f must be a number, [taps] or [h, w], and not empty, got shape {tuple(f.shape)}")
     if separable and f.ndim == 2:
