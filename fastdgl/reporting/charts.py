@@ -2,8 +2,10 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from ..sentences import printable
 
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
@@ -14,6 +16,11 @@ LIGHT = {"ink": "#1d2329", "faint": "#66707a", "rule": "#dfe3e8", "page": "#ffff
 DARK = {"ink": "#e4e8ec", "faint": "#9aa4ae", "rule": "#343b43", "page": "#14181c",
         "0": "#9aa5b0", "1": "#56b4e9", "2": "#f08b45", "3": "#3cc79c", "4": "#e08fc0"}
 MOST_COLOURS = 5
+
+
+def as_text(text: str) -> str:
+    """Text in HTML and SVG that is nothing but text, on one line."""
+    return html.escape(printable(text))
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Chart:
         return self._svg(' xmlns="http://www.w3.org/2000/svg"', f"<style>{style(LIGHT)}</style><rect class='page' width='100%' height='100%'/>")
 
     def _svg(self, attributes: str, first: str) -> str:
-        description = html.escape(self.description)
+        description = as_text(self.description)
         return (f'<svg{attributes} class="chart" viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{description}">'
                 f"{first}{self.body}</svg>")
 
@@ -96,7 +103,7 @@ def line_chart(lines: Sequence[Line], x_label: str, description: str) -> Chart:
     return Chart("".join([*entries, *body]), HEIGHT, description)
 
 
-def curve(line: Line, place) -> str:
+def curve(line: Line, place: Callable[[float, float], tuple[float, float]]) -> str:
     """A path that begins anew after each gap; a point without neighbours is a dot."""
     runs, steps = [[]], ""
     for x, y in line.points:
@@ -157,7 +164,7 @@ def bar_chart(groups: Sequence[Bars], students: Sequence[str], description: str)
 
 
 def label(x: float, y: float, text: str, anchor: str = "start", strong: bool = False) -> str:
-    return f'<text class="{"strong" if strong else "plain"}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+    return f'<text class="{"strong" if strong else "plain"}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{as_text(text)}</text>'
 
 
 def ticks(low: float, high: float) -> list[float]:

@@ -117,8 +117,7 @@ def compared(subjects: Sequence[Subject], measurements: Measurements, seen: Seen
 def write(document: Document, outdir: Path) -> None:
     """Pictures first, so that report.md never names one that is not there."""
     files = {picture.file: picture.content for picture in document.pictures}
-    # names of files may hold bytes that are no text
-    files |= {MARKDOWN: document.as_markdown().encode("utf-8", "backslashreplace"), HTML: document.as_html().encode("utf-8", "backslashreplace")}
+    files |= {MARKDOWN: document.as_markdown().encode(), HTML: document.as_html().encode()}
     for name, content in files.items():
         with atomically(outdir / name) as unfinished:
             unfinished.write_bytes(content)

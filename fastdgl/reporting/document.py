@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from .charts import Chart, page_style
+from ..sentences import printable
+from .charts import Chart, as_text, page_style
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 MARKDOWN_MEANS_SOMETHING = re.compile(r"([\\`*\[\]|])")
+BEGINS_SOMETHING = re.compile(r"^([#+=~-])")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """The first column names the rows. What it shows a reader who cannot see it is its caption."""
+    """The first column names the rows. The caption is for those who hear the page instead of seeing it."""
 
     caption: str
     head: Sequence[Cell]
@@ -70,10 +72,13 @@ class Picture:
         return self.chart.standalone().encode() if self.chart else self.sheet
 
 
+Block = Text | Command | Table | Picture
+
+
 @dataclass(frozen=True)
 class Section:
     title: str
-    blocks: Sequence[Text | Command | Table | Picture]
+    blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
@@ -92,21 +97,21 @@ class Document:
 
     def as_html(self) -> str:
         """One file that needs no other: styles and pictures are in it, and there is no script."""
-        body = [f"<h1>{html.escape(self.title)}<small>{html.escape(self.subtitle)}</small></h1>", '<div class="lead">', *map(block_as_html, self.lead), "</div>"]
+        body = [f"<h1>{as_text(self.title)}<small>{as_text(self.subtitle)}</small></h1>", '<div class="lead">', *map(block_as_html, self.lead), "</div>"]
         for section in self.sections:
-            body += [f"<section><h2>{html.escape(section.title)}</h2>", *grouped(section.blocks), "</section>"]
-        body.append(f"<footer>{html.escape(self.made)}</footer>")
-        return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=html.escape(f"{self.title}: {self.subtitle}"), charts=page_style(), body="\n".join(body))
+            body += [f"<section><h2>{as_text(section.title)}</h2>", *grouped(section.blocks), "</section>"]
+        body.append(f"<footer>{as_text(self.made)}</footer>")
+        return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=as_text(f"{self.title}: {self.subtitle}"), charts=page_style(), body="\n".join(body))
 
     def as_markdown(self) -> str:
         """The same words and numbers; the pictures are the files of `pictures`."""
-        parts = [f"# {plain(self.title)}", plain(self.subtitle), *map(block_as_markdown, self.lead)]
+        parts = [f"# {plain(self.title)}", *map(block_as_markdown, [Text(self.subtitle), *self.lead])]
         for section in self.sections:
             parts += [f"## {plain(section.title)}", *map(block_as_markdown, section.blocks)]
         return "\n\n".join([*parts, plain(self.made)]) + "\n"
 
 
-def grouped(blocks: Sequence[Text | Command | Table | Picture]) -> list[str]:
+def grouped(blocks: Sequence[Block]) -> list[str]:
     """Blocks in order; charts that follow each other share a row where the page is wide."""
     lines, inside = [], False
     for block in blocks:
@@ -118,43 +123,42 @@ def grouped(blocks: Sequence[Text | Command | Table | Picture]) -> list[str]:
     return lines + ["</div>"] * inside
 
 
-def block_as_html(block: Text | Command | Table | Picture) -> str:
+def block_as_html(block: Block) -> str:
     if isinstance(block, Text):
-        return f'<p{" class=warning" * block.warning}>{html.escape(block.text)}</p>'
+        return f'<p{" class=warning" * block.warning}>{as_text(block.text)}</p>'
     if isinstance(block, Command):
-        return f"<pre>{html.escape(block.line)}</pre>"
+        return f"<pre>{as_text(block.line)}</pre>"
     if isinstance(block, Table):
         head = "".join(f'<th scope="col">{cell_as_html(cell)}</th>' for cell in block.head)
         rows = (f'<tr><th scope="row">{cell_as_html(row[0])}</th>{"".join(f"<td>{cell_as_html(cell)}</td>" for cell in row[1:])}</tr>'
                 for row in block.rows)
-        return (f'<div class="wide"><table><caption>{html.escape(block.caption)}</caption><thead><tr>{head}</tr></thead>'
+        return (f'<div class="wide"><table><caption>{as_text(block.caption)}</caption><thead><tr>{head}</tr></thead>'
                 f'<tbody>{"".join(rows)}</tbody></table></div>')
-    caption = f"<figcaption>{html.escape(block.caption)}</figcaption>"
+    caption = f"<figcaption>{as_text(block.caption)}</figcaption>"
     if block.chart:
         return f"<figure>{caption}{block.chart.svg()}</figure>"
     data = base64.b64encode(block.sheet).decode()
-    return (f'<figure>{caption}<div class="wide"><img{" class=pixelated" * block.pixelated} style="min-width:{3 * block.columns}rem" alt="{html.escape(block.caption)}" '
+    return (f'<figure>{caption}<div class="wide"><img{" class=pixelated" * block.pixelated} style="min-width:{2.5 * block.columns:g}rem" alt="{as_text(block.caption)}" '
             f'src="data:image/png;base64,{data}"></div></figure>')
 
 
 def cell_as_html(cell: Cell) -> str:
-    return html.escape(cell.text) + "".join(f"<small>{html.escape(line)}</small>" for line in cell.small)
+    return as_text(cell.text) + "".join(f"<small>{as_text(line)}</small>" for line in cell.small)
 
 
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    text = " ".join(html.escape(text, quote=False).split())
-    return MARKDOWN_MEANS_SOMETHING.sub(r"\\\1", text)
+    return MARKDOWN_MEANS_SOMETHING.sub(r"\\\1", html.escape(printable(text), quote=False))
 
 
-def block_as_markdown(block: Text | Command | Table | Picture) -> str:
+def block_as_markdown(block: Block) -> str:
     if isinstance(block, Text):
-        return f"**{plain(block.text)}**" if block.warning else plain(block.text)
+        return f"**{plain(block.text)}**" if block.warning else BEGINS_SOMETHING.sub(r"\\\1", plain(block.text))
     if isinstance(block, Command):
-        return "\n".join(f"    {line}" for line in block.line.splitlines())
+        return "    " + printable(block.line)
     if isinstance(block, Table):
-        rows = [block.head, [Cell("---")] * len(block.head), *block.rows]
-        return "\n".join("| " + " | ".join(map(cell_as_markdown, row)) + " |" for row in rows)
+        head, *rows = ("| " + " | ".join(map(cell_as_markdown, row)) + " |" for row in [block.head, *block.rows])
+        return "\n".join([head, "|" + " --- |" * len(block.head), *rows])
     return f"![{plain(block.caption)}]({block.file})\n\n{plain(block.caption)}"
 
 

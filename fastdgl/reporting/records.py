@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import Snapshot
+from ..checkpoints import SNAPSHOT_NAME, Snapshot
+from ..fidelity.metrics import BETTER, name_of
 
 STATISTICS = "stats.jsonl"
+LOSS, METRIC = "Loss/", "Metrics/"
 # what has to be equal for two numbers to be comparable, and what it is called
 CONDITIONS = {"detector_sha256": "detector", "resizing": "resizing", "data": "real images", "num_real": "number of real images",
               "num_fake": "number of fakes"}
@@ -29,6 +31,13 @@ class Measured:
     conditions: Mapping[str, Any]
     detector: str
     timestamp: float
+
+    @property
+    def better(self) -> str:
+        """Which of two values is the better one, in words; empty for a number that does not tell."""
+        num = self.conditions["num_fake"]
+        directions = {name_of(name, num) if isinstance(num, int) else name: direction for name, direction in BETTER.items()}
+        return {min: "lower is better", max: "higher is better"}.get(directions.get(self.name), "")
 
     def comparable_with(self, other: "Measured") -> bool:
         """Whether all that has to be equal is known and equal."""
@@ -60,6 +69,8 @@ def metrics_of(snapshot: Snapshot) -> Metrics:
     Raises:
         OSError: A file cannot be read.
     """
+    # the best of a run is a copy, and was evaluated under its first name
+    names = {snapshot.path.name} | ({SNAPSHOT_NAME.format(snapshot.seen // 1000)} if snapshot.best else set())
     numbers: list[Measured] = []
     elsewhere = unreadable = 0
     for path in sorted(snapshot.folder.glob("metric-*.jsonl")):
@@ -67,7 +78,7 @@ def metrics_of(snapshot: Snapshot) -> Metrics:
             found = None if line is None else measured(line)
             if found is None:
                 unreadable += 1
-            elif line.get("snapshot_pkl") != snapshot.path.name:
+            elif line.get("snapshot_pkl") not in names:
                 elsewhere += 1
             else:
                 numbers += found
@@ -90,7 +101,7 @@ def measured(line: Mapping[str, Any]) -> list[Measured] | None:
 def curves_of(snapshot: Snapshot) -> dict[str, list[tuple[float, float | None]]]:
     """Statistics of the run that a snapshot lies in, each as points of (kimg, mean); empty if it lies in none.
 
-    The first line of a run is of a single step, often far off the rest, and is left out.
+    Of losses and scores, and of metrics. A run's first line is of a single step: its losses, often far off the rest, are left out.
 
     Raises:
         OSError: The file cannot be read.
@@ -99,10 +110,10 @@ def curves_of(snapshot: Snapshot) -> dict[str, list[tuple[float, float | None]]]
     curves: dict[str, list[tuple[float, float | None]]] = {}
     for line in objects(path) if path.is_file() else []:
         kimg = mean(line, "Progress/kimg")
-        if kimg is None or mean(line, "Progress/tick") == 0:
+        if kimg is None:
             continue
         for name in line:
-            if name not in ("timestamp", "Progress/kimg"):
+            if name.startswith(METRIC) or (name.startswith(LOSS) and mean(line, "Progress/tick") != 0):
                 curves.setdefault(name, []).append((kimg, mean(line, name)))
     return curves
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from ..grids import sheet_of
 from .charts import Bars, Line, bar_chart, line_chart
-from .document import Cell, Command, Picture, Section, Table, Text
+from .document import Block, Cell, Command, Picture, Section, Table, Text
 from .measurements import Latency
-from .records import CONDITIONS, Measured
+from .records import METRIC, Measured
 from .subjects import Subject
 
 # side by side in one row of images
@@ -21,8 +21,6 @@ COLUMNS = 8
 LARGEST_IMAGE = 512
 # below it, an image is shown larger than it is, and its pixels are what was drawn
 LARGEST_PIXELATED = 64
-LOWER_IS_BETTER = ("fid", "kid", "ppl")
-SPREAD = "_std"
 
 CONVENTION = ("Parameters are all trainable numbers of the averaged generator. Multiply-accumulates (MACs) are those of one image, from z on: of the linear "
               "and convolution layers and of attention's products; a transposed convolution counts at the resolution of its input; resampling filters, noise, "
@@ -172,8 +170,8 @@ def lead(subjects: Sequence[Subject], measurements: Measurements) -> list[Text]:
 
 def cost(teacher: Subject, student: Subject) -> str:
     """What compression cost in quality, as far as that is known."""
-    pairs = [(a, b) for b in student.metrics.numbers for a in teacher.metrics.numbers if a.name == b.name and not a.name.endswith(SPREAD)]
-    told = [f"{a.name} goes from {as_number(a.value)} to {as_number(b.value)}{''.join(f' ({way})' for way in better(a.name))}" for a, b in pairs if a.comparable_with(b)]
+    pairs = [(a, b) for b in student.metrics.numbers for a in teacher.metrics.numbers if a.name == b.name and a.better]
+    told = [f"{a.name} goes from {as_number(a.value)} to {as_number(b.value)} ({a.better})" for a, b in pairs if a.comparable_with(b)]
     if told:
         return "In quality, " + "; ".join(told) + "."
     if pairs:
@@ -181,11 +179,6 @@ def cost(teacher: Subject, student: Subject) -> str:
     missing = [subject.the for subject in (teacher, student) if not subject.metrics.numbers]
     return f"What that cost in quality is not known: {' and '.join(missing)} {'was' if len(missing) == 1 else 'were'} not evaluated." if missing else \
         "What that cost in quality is not known: no metric was computed of both."
-
-
-def better(name: str) -> list[str]:
-    """Which way is up; of a spread, none."""
-    return [] if name.endswith(SPREAD) else ["lower is better" if name.startswith(LOWER_IS_BETTER) else "higher is better"]
 
 
 def glance(subjects: Sequence[Subject], measurements: Measurements) -> Section:
@@ -200,14 +193,14 @@ def glance(subjects: Sequence[Subject], measurements: Measurements) -> Section:
 
 def samples(subjects: Sequence[Subject], seen: Seen, warnings: Sequence[str]) -> Section:
     """The same seeds, a row for each network."""
-    blocks: list = [Text(sentence, warning=True) for sentence in warnings]
+    blocks: list[Block] = [Text(sentence, warning=True) for sentence in warnings]
     how = "without truncation" if seen.truncation is None else f"at truncation {seen.truncation:g}"
     same = "" if warnings else " In each column all networks draw from the same z" + (" and class" if subjects[0].G.c_dim else "") + "."
     blocks.append(Text(f"Images of the averaged generators, {how}.{same}"))
     reduced = sorted({images.shape[1] for images in seen.images if images.shape[1] > LARGEST_IMAGE})
     if reduced:
         blocks.append(Text(f"They are {' and '.join(map(str, reduced))} pixels wide and are shown at {LARGEST_IMAGE}; "
-                           f"`fastdgl generate` with the same seeds writes them as they are.".replace("`", "")))
+                           f"fastdgl generate with the same seeds writes them as they are."))
     for first in range(0, len(seen.seeds), COLUMNS):
         some = slice(first, first + COLUMNS)
         for i, subject in enumerate(subjects):
@@ -238,17 +231,21 @@ def png(image: np.ndarray) -> bytes:
 
 def quality(subjects: Sequence[Subject]) -> Section:
     """Metrics: numbers in one row are comparable, and numbers that are not are in rows of their own."""
-    blocks: list = [Text(sentence, warning=True) for student in subjects[1:] for sentence in incomparable(subjects[0], student)]
+    blocks: list[Block] = [Text(sentence, warning=True) for student in subjects[1:] for sentence in incomparable(subjects[0], student)]
     rows = metric_rows(subjects)
+    ways = {tuple(conditions(number)) for row in rows for number in row.values()}
+    if len(ways) == 1:
+        blocks.append(Text(f"All numbers came about in the same way: {'; '.join(*ways)}."))
+    elif rows:
+        blocks.append(Text("Numbers in one row came about in the same way, which stands below their name; others cannot be compared."))
     if rows:
-        blocks.append(Text("Numbers in one row are by the same detector, resizing, real images and counts; others cannot be compared."))
-        blocks.append(Table("Metrics of the averaged generators", heads(subjects), [metric_row(row, subjects) for row in rows]))
+        blocks.append(Table("Metrics of the averaged generators", heads(subjects), [metric_row(row, subjects, len(ways) > 1) for row in rows]))
     for subject in subjects:
         metrics = subject.metrics
         if not metrics.numbers:
             beside = f"; {metrics.elsewhere} lines beside it are of other snapshots" if metrics.elsewhere else ""
-            blocks += [Text(f"{capital(subject.the)} was not evaluated{beside}. To do so, with real images and detector of your choice:"),
-                       Command(f"fastdgl evaluate --network {shlex.quote(str(subject.snapshot.path))} --data DATA --detector DETECTOR")]
+            blocks += [Text(f"{capital(subject.the)} was not evaluated{beside}. This would do it, with the real images for DATA:"),
+                       Command(f"fastdgl evaluate --network {shlex.quote(str(subject.snapshot.path))} --data DATA")]
         if metrics.unreadable:
             blocks.append(Text(f"{metrics.unreadable} lines in metric-*.jsonl beside {subject.the} could not be read, and are left out.", warning=True))
     return Section("Quality", blocks)
@@ -267,24 +264,21 @@ def metric_rows(subjects: Sequence[Subject]) -> list[dict[int, Measured]]:
     return sorted(rows, key=lambda row: next(iter(row.values())).name)
 
 
-def metric_row(row: Mapping[int, Measured], subjects: Sequence[Subject]) -> list[Cell]:
+def metric_row(row: Mapping[int, Measured], subjects: Sequence[Subject], with_conditions: bool) -> list[Cell]:
     one = next(iter(row.values()))
-    cells = [Cell(one.name, [*better(one.name), *conditions(one)])]
+    small = ([one.better] if one.better else []) + (conditions(one) if with_conditions else [])
+    cells = [Cell(one.name, small)]
     for i in range(len(subjects)):
-        change = [f"teacher {row[i].value - row[0].value:+.3g}"] if i and i in row and 0 in row else []
+        change = [f"teacher {row[i].value - row[0].value:+.3g}".replace("-", "−", 1)] if i and i in row and 0 in row else []
         cells.append(Cell(as_number(row[i].value) if i in row else "–", change))
     return cells
 
 
 def conditions(number: Measured) -> list[str]:
     """How a number came about, line by line."""
-    known, checksum = number.conditions, number.conditions["detector_sha256"]
-    said = {"num_fake": "{:,} fakes", "num_real": "{:,} real images", "data": "of {}", "resizing": "resizing: {}"}
-    parts = [f"detector {number.detector}{f' ({str(checksum)[:8]})' if checksum else ''}"]
-    for key, words in said.items():
-        value = known[key]
-        parts.append(f"{CONDITIONS[key]} not said" if value is None else words.format(value) if isinstance(value, int) else words.replace(":,", "").format(value))
-    return parts
+    said = {key: "not said" if value is None else f"{value:,}" if isinstance(value, int) else str(value) for key, value in number.conditions.items()}
+    return [f"detector {number.detector}, SHA-256 {said['detector_sha256'][:8]}",
+            f"fakes: {said['num_fake']}", f"real images: {said['num_real']} of {said['data']}", f"resizing: {said['resizing']}"]
 
 
 def incomparable(teacher: Subject, student: Subject) -> list[str]:
@@ -324,12 +318,11 @@ PANELS = [
     ("Scores of the own D", [("Loss/scores/real", " real", False), ("Loss/scores/fake", " fake", True)]),
     ("Scores of the first teacher’s D", [("Loss/scores/teacher0_real", " real", False), ("Loss/scores/teacher0_fake", " fake", True)]),
 ]
-METRIC = "Metrics/"
 
 
 def training(subjects: Sequence[Subject]) -> Section:
     """Curves of the runs that the snapshots lie in."""
-    blocks: list = []
+    blocks: list[Block] = []
     for subject in subjects:
         if not subject.curves:
             blocks.append(Text(f"No curves of {subject.the}: beside its file there is no stats.jsonl of a run that went beyond its first step."))

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ..checkpoints import SNAPSHOT_PATTERN, Snapshot
+from ..checkpoints import BEST_NAME, SNAPSHOT_PATTERN, Snapshot
 from ..images.files import sha256_of_file
 from ..models.cost import macs, parameter_count
 from .records import Metrics, curves_of, metrics_of
@@ -34,7 +34,8 @@ class Subject:
     def name(self) -> str:
         """As people call it: a run by its folder and how far it was, anything else by its file."""
         path = self.snapshot.path.absolute()
-        return f"{path.parent.name}, {self.snapshot.seen / 1000:g} kimg" if path.match(SNAPSHOT_PATTERN) else path.name
+        of_run = path.match(SNAPSHOT_PATTERN) or path.name == BEST_NAME
+        return f"{path.parent.name}, {self.snapshot.seen / 1000:g} kimg" if of_run else path.name
 
     @cached_property
     def parameters(self) -> int:
