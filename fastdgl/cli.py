@@ -1,9 +1,10 @@
-"""The commands around training, gathered: `fastdgl dataset`, `generate`, `convert`, `evaluate`, `export`, `report`. Training itself is train.py."""
+"""The commands around training, gathered: `fastdgl dataset`, `generate`, `convert`, `evaluate`, `export`, `report`, `doctor`. Training itself is train.py."""
 
 import click
 
 from . import __version__
 from .conversion import convert_command
+from .doctor import doctor_command
 from .drawing import generate_command
 from .evaluation import evaluate_command
 from .exporting import export_command
@@ -23,3 +24,4 @@ main.add_command(convert_command)
 main.add_command(evaluate_command)
 main.add_command(export_command)
 main.add_command(report_command)
+main.add_command(doctor_command)

@@ -20,7 +20,7 @@ ORDER = [
     "models packing",
     "guidance engines",
     "checkpoints steps samples fidelity interruption",
-    "assembly drawing conversion evaluation exporting warmup training_metrics",
+    "assembly drawing conversion evaluation exporting warmup training_metrics doctor",
     "reporting",
     "train cli",
 ]
