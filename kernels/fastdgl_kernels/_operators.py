@@ -56,6 +56,12 @@ def door(function: Callable) -> Callable:
     return enter
 
 
+def check_tensor(t, name: str) -> None:
+    """Refuse what is no tensor."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+
+
 def opaque(output: Callable | None = None) -> Callable[[Callable], Callable]:
     """Make a function that starts kernels one operator, which nobody looks into.
 

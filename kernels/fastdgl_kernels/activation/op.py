@@ -6,7 +6,7 @@ from torch.autograd import Function
 
 from .._dispatch import dispatch
 from .._layout import in_order_of, without_gaps
-from .._operators import door
+from .._operators import check_tensor, door
 from . import reference
 from .reference import activation_funcs
 from .spec import Spec
@@ -233,6 +233,7 @@ def completed(
 
 def check_arguments(x: Tensor, b: Tensor | None, dim: int) -> None:
     """Refuse tensors that `bias_act` cannot take."""
+    check_tensor(x, "x")
     if not x.is_floating_point():
         raise TypeError(f"x must be of a floating point dtype, got {x.dtype}")
     if x.ndim == 0:
@@ -241,6 +242,7 @@ def check_arguments(x: Tensor, b: Tensor | None, dim: int) -> None:
         raise ValueError(f"dim={dim} is not a dimension of x, which has shape {tuple(x.shape)}")
     if b is None:
         return
+    check_tensor(b, "b")
     if b.shape != (x.shape[dim],):
         raise ValueError(
             f"b must have one entry for each of the {x.shape[dim]} of dimension {dim} of x: "

@@ -57,6 +57,10 @@ class Resample:
         return Resample(self.down, self.up, padding, not self.flip_filter, self.gain)
 
 
+# far beyond any image, and small enough for 32 bits wherever kernels add it to a position
+LARGEST = 2**24
+
+
 def parse_scaling(scaling: int | Sequence[int], name: str) -> Pair:
     """`s` or `[x, y]` to (x, y)."""
     numbers = _integers(scaling, name)
@@ -99,6 +103,9 @@ def around_down(taps: Pair, down: Pair, padding: Padding) -> Padding:
 
 def _integers(numbers: int | Sequence[int], name: str) -> tuple[int, ...]:
     try:
-        return tuple(index(n) for n in (numbers if isinstance(numbers, Sequence) else [numbers]))
+        integers = tuple(index(n) for n in (numbers if isinstance(numbers, Sequence) else [numbers]))
     except TypeError:
         raise TypeError(f"{name} must be an integer or a list of integers, got {numbers!r}") from None
+    if any(abs(n) > LARGEST for n in integers):
+        raise ValueError(f"{name} must be from -{LARGEST} to {LARGEST}, got {numbers!r}")
+    return integers

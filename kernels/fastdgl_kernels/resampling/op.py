@@ -8,7 +8,7 @@ from torch.autograd import Function
 
 from .._dispatch import dispatch
 from .._layout import memory_format
-from .._operators import door
+from .._operators import check_tensor, door
 from . import geometry, reference
 from .geometry import Pair, Resample, parse_padding, parse_scaling
 
@@ -179,6 +179,7 @@ def filter_size(f: Tensor | None) -> Pair:
 
 def check_image(x: Tensor) -> None:
     """Refuse what is not a batch of images."""
+    check_tensor(x, "x")
     if x.ndim != 4:
         raise ValueError(f"x must be [N, C, H, W], got shape {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -203,6 +204,7 @@ def check_filter(f: Tensor | None, x: Tensor, name: str = "f") -> None:
 
 def check_kind(x: Tensor, t: Tensor, name: str) -> None:
     """Refuse what cannot be calculated with together with `x`; its dtype may be another floating point one."""
+    check_tensor(t, name)
     if not t.is_floating_point():
         raise TypeError(f"{name} must be of a floating point dtype, got {t.dtype}")
     if t.device != x.device:
