@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from . import config as configs
 from . import interop, models
-from .atomic_files import atomically
-from .engines import Engine
+from .atomic_files import UNFINISHED, DiskFullError, atomically, free_space, writing
+from .engines import Engine, first_rank_decides
 from .images import ImageDataset
 from .models.pretrained import CONFIG, PretrainedError, is_pretrained, read_config, read_state
 from .models.stylegan2 import MappingNetwork
@@ -35,6 +35,8 @@ SNAPSHOT_PATTERN = "network-snapshot-[0-9]*.safetensors"
 BEST_NAME = "network-snapshot-best.safetensors"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_NAME = "{:010d}"
+# the file with what a run needs to go on besides its engines
+STATE = "state"
 # of z whose mean w stands in for one that a file does not hold; rosinality's tools take as many
 MEAN_OF_W_SAMPLES = 4096
 # what a number of a network may be written in
@@ -168,8 +170,12 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any])
     try:
         with atomically(path) as unfinished:
             safetensors.torch.save_file(dict(tensors), unfinished, metadata={"fastdgl": json.dumps({"format": FORMAT, **header})})
+    except DiskFullError as error:
+        raise CheckpointError(str(error)) from None
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from None
+        # which names no file, and does not say what kind of error it was
+        free = f"; {free_space(path)} free" if isinstance(error, safetensors.SafetensorError) else ""
+        raise CheckpointError(f"{path}: cannot be written: {error}{free}") from None
 
 
 def keep_as_best(path: Path, choice: Mapping[str, Any]) -> None:
@@ -389,29 +395,78 @@ def check_same_images(snapshot: Snapshot, dataset: ImageDataset) -> None:
 
 
 def save_checkpoint(root: Path, engines: Mapping[str, Engine], state: Mapping[str, Any], seen: int, keep: int) -> None:
-    """Write `root/<seen>/` with the engines and `state`, then remove all but the newest `keep`. Called by all ranks.
+    """Write `root/<seen>/`, a file for each engine and one for `state`, then remove all but the newest `keep`. Called by all ranks.
+
+    Rank 0 writes, all of it: any number of ranks can load it.
 
     Args:
-        engines: By name; each is saved into a folder of its own.
+        engines: By name.
         state: What else a run needs to go on; identical on all ranks; of types that `torch.load` opens safely.
+
+    Raises:
+        CheckpointError: It cannot be written; nothing is left behind, and those before it are as they were.
     """
     final = root / CHECKPOINT_NAME.format(seen)
-    temporary = final.with_name(final.name + ".tmp")
-    first = dist.get_rank() == 0
-    if first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    for name, engine in engines.items():
-        engine.save(temporary / name)
-    dist.barrier()
-    if first:
-        torch.save(dict(state), temporary / "state.pt")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
+    unfinished = final.with_name(final.name + UNFINISHED)
+
+    def begin() -> None:
+        remove_unfinished(root)
+        unfinished.mkdir(parents=True)
+
+    def finish() -> None:
+        write(unfinished / f"{STATE}.pt", dict(state))
+        if final.exists():
+            remove(final)
+        os.replace(unfinished, final)
         for old in saved_checkpoints(root)[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
+            remove(old)
+
+    try:
+        first_rank_decides(begin)
+        for name, engine in engines.items():
+            # whole, and so one at a time
+            engine_state = engine.state_dict()
+            first_rank_decides(lambda: write(unfinished / f"{name}.pt", engine_state))
+        first_rank_decides(finish)
+    except OSError as error:
+        if dist.get_rank() == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        before = saved_checkpoints(root)
+        kept = f"the checkpoint before it, {before[-1]}, is whole" if before else "there is no checkpoint before it"
+        raise CheckpointError(f"{error}; {kept}") from None
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """torch.save, which does not always say what was wrong with the disk.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with writing(path):
+        try:
+            with open(path, "wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:
+            # of its archive, while an error of the file is on its way
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def remove(folder: Path) -> None:
+    """Take a checkpoint away at once: killed in the middle, this leaves no half of one."""
+    unfinished = folder.with_name(folder.name + UNFINISHED)
+    os.replace(folder, unfinished)
+    shutil.rmtree(unfinished)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process has left in a run's folder, or in that of its checkpoints, of what it was writing or removing."""
+    for item in [*folder.glob(f"*{UNFINISHED}"), *folder.glob(f"{CHECKPOINTS}/*{UNFINISHED}")]:
+        if item.is_dir():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
 
 
 def saved_checkpoints(root: Path) -> Sequence[Path]:
@@ -425,12 +480,23 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is damaged.
     """
+    return load(folder, STATE)
+
+
+def load(folder: Path, name: str) -> dict[str, Any]:
+    """One file of a checkpoint.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    path = folder / f"{name}.pt"
     try:
-        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     # what damaged bytes make of PyTorch's reader
     except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, MemoryError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder / 'state.pt'}: cannot be read ({' '.join(str(error).split())[:200]}); "
-                              f"remove {folder} to continue from an earlier checkpoint") from error
+        earlier = [other for other in saved_checkpoints(folder.parent) if other < folder]
+        way_on = f"remove {folder} to go on from {earlier[-1]}" if earlier else "there is no earlier checkpoint to go on from"
+        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); {way_on}") from error
 
 
 def load_engines(folder: Path, engines: Mapping[str, Engine], *, others_allowed: bool = False) -> None:
@@ -440,17 +506,20 @@ def load_engines(folder: Path, engines: Mapping[str, Engine], *, others_allowed:
         others_allowed: The checkpoint may hold engines that this run does not have.
 
     Raises:
-        CheckpointError: It holds other engines than the run has, or of other networks.
+        CheckpointError: It holds other engines than the run has, or of other networks, or is damaged.
     """
-    saved = {item.name for item in folder.iterdir() if item.is_dir()}
+    if any(item.is_dir() for item in folder.iterdir()):
+        raise CheckpointError(f"{folder}: was written by an earlier fastdgl, in a form that is not read any more; begin a new run from the run's snapshot, by start")
+    saved = {item.stem for item in folder.glob("*.pt")} - {STATE}
     if not set(engines) <= saved or (saved != set(engines) and not others_allowed):
         raise CheckpointError(f"{folder}: holds {', '.join(sorted(saved))}, this run has {', '.join(sorted(engines))}; "
                               f"continue with the config of that run")
     for name, engine in engines.items():
+        state = load(folder, name)
         try:
-            engine.load(folder / name)
-        except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{folder / name}: cannot be loaded into this run ({' '.join(str(error).split())[:200]}); "
+            engine.load_state_dict(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{folder / name}.pt: cannot be loaded into this run ({' '.join(str(error).split())[:200]}); "
                                   f"continue with the config of that run") from error
 
 

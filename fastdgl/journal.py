@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from .atomic_files import atomically
+from .atomic_files import DiskFullError, atomically, writing
 
 GIB = 2**30  # bytes
 LOSSES_ON_THE_TICK_LINE = ("G/loss", "D/loss")
@@ -293,9 +294,10 @@ class Journal:
     def _draw(self, stats: dict[str, Statistic], seen: int, timestamp: float) -> None:
         """Add points to TensorBoard's curves."""
         if self._scalars:
-            for name, stat in stats.items():
-                self._scalars.add_scalar(name, stat["mean"], global_step=seen, walltime=timestamp)
-            self._scalars.flush()
+            with self._event_file():
+                for name, stat in stats.items():
+                    self._scalars.add_scalar(name, stat["mean"], global_step=seen, walltime=timestamp)
+                self._scalars.flush()
 
     def amend(self, seen: int, values: dict[str, float]) -> None:
         """Add to what is kept of the tick that closed after `seen` images what was computed since, as metrics are."""
@@ -321,12 +323,17 @@ class Journal:
         """Take the bar away and finish the event file."""
         self._bar.close()
         if self._scalars:
-            self._scalars.close()
+            # every tick is flushed: what has no room now had none then, and that has been told
+            with suppress(DiskFullError), self._event_file():
+                self._scalars.close()
+
+    def _event_file(self) -> AbstractContextManager[None]:
+        return writing(self.folder / "events.out.tfevents")
 
     def _append(self, name: str, line: str) -> None:
         if self.folder is None:
             return
-        with open(self.folder / name, "a", encoding="utf-8") as file:
+        with writing(self.folder / name), open(self.folder / name, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 

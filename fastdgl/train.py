@@ -91,6 +91,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
                       dataset.label_dim)
     progress = Progress(seen=student.start_images)
     if resumed is not None:
+        first_rank_decides(lambda: checkpoints.remove_unfinished(resumed))
         resume(student, latents, progress, checkpoints.newest_checkpoint(resumed), carried_by(config, run))
     end = student.start_images + round(config.train.kimg * 1000)
 
@@ -123,9 +124,9 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
                 progress.elapsed = stats["Timing/total_sec"]["mean"]
                 progress.tick += 1
                 if stopping and not done:
-                    save(config, run, folder, student, latents, progress)
+                    save(config, folder, student, latents, progress)
                 else:
-                    keep(config, run, folder, dataset, student, latents, progress, sheet, evaluator, journal, done)
+                    keep(config, folder, dataset, student, latents, progress, sheet, evaluator, journal, done)
                 maintenance += time.perf_counter()
                 tick_start = progress.seen
             if stopping:
@@ -230,7 +231,7 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
     return found
 
 
-def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
+def keep(config: Config, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
          sheet: SampleSheet, evaluator: Evaluator | None, journal: Journal, done: bool) -> None:
     """Write what is due after a tick: a sheet of samples, a snapshot, a checkpoint, metrics."""
     settings, snapshot = config.train, folder / snapshot_name(progress.seen)
@@ -242,15 +243,16 @@ def keep(config: Config, run: Run, folder: Path, dataset: ImageDataset, student:
         if settings.keep_snapshots != "all":
             first_rank_decides(lambda: checkpoints.remove_old_snapshots(snapshot, settings.keep_snapshots))
     if due(settings.checkpoint_ticks, progress, done):
-        save(config, run, folder, student, latents, progress)
+        save(config, folder, student, latents, progress)
     # last, since they may take longest: what is interrupted then, resuming makes up for
     if evaluator is not None and due(settings.snapshot_ticks * config.metrics.every, progress, done):
         evaluator.evaluate(snapshot, config.metrics.names, progress.seen, journal)
 
 
-def save(config: Config, run: Run, folder: Path, student: Student, latents: Latents, progress: Progress) -> None:
+def save(config: Config, folder: Path, student: Student, latents: Latents, progress: Progress) -> None:
     """Write a checkpoint of this moment."""
-    state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress), "carried_by": carried_by(config, run)}
+    state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress),
+             "carried_by": {"engine.precision": config.engine.precision}}
     checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
 
 
@@ -270,7 +272,7 @@ def catch_up(evaluator: Evaluator, config: Config, folder: Path, progress: Progr
 
 
 def carried_by(config: Config, run: Run) -> dict[str, str | int]:
-    """What a checkpoint's engines were saved by, and must be loaded by."""
+    """What carries a run. A checkpoint names what must stay as it was: the precision; of an earlier fastdgl, all of it."""
     engine = config.engine
     return {"engine.kind": engine.kind, "engine.zero_stage": engine.zero_stage, "engine.precision": engine.precision, "ranks": run.world_size}
 

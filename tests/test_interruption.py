@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from fastdgl import ema
 from fastdgl.checkpoints import open_snapshot, saved_checkpoints
 from fastdgl.engines import Run, end_run
 from fastdgl.interruption import StopRequest
 
-from ranks import free_port, join
-from tiny_runs import ROOT, SCRIPT, TINY, dump, networks, of_launchers, same, train
+from ranks import free_port, on_ranks
+from tiny_runs import ROOT, SCRIPT, TINY, dump, during_steps, networks, of_launchers, same, train
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -30,25 +28,11 @@ def config(tmp_path):
     return path
 
 
-def during_step(number, action, monkeypatch):
-    """Have `action` done at the end of the step `number`, counted from 1."""
-    steps, update = [], ema.update
-
-    def counted(*arguments):
-        update(*arguments)
-        steps.append(None)
-        if len(steps) == number:
-            action()
-
-    monkeypatch.setattr(ema, "update", counted)
-
-
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_run_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(config, tmp_path, monkeypatch, number):
+def test_a_run_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(config, tmp_path, monkeypatch):
     train("--config", config)
     before = [signal.getsignal(each) for each in SIGNALS]
     with monkeypatch.context() as patch:
-        during_step(3, lambda: os.kill(os.getpid(), number), patch)
+        during_steps(lambda G: os.kill(os.getpid(), signal.SIGINT), lambda step: step == 3, patch)
         output = train("--config", config)
     whole, run = tmp_path / "runs" / "00000-tiny", tmp_path / "runs" / "00001-tiny"
     assert f"stopped as asked after 0.024 kimg, with a checkpoint and no snapshot; go on with --resume {run}" in output
@@ -63,21 +47,21 @@ def test_a_run_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(config, tmp_pa
 def test_no_further_stage_is_begun(config, tmp_path, monkeypatch):
     config.write_text(dump(TINY | {"outdir": str(tmp_path / "runs"), "stages": {"first": {}, "second": {}}}))
     # the last step of the first stage
-    during_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    during_steps(lambda G: os.kill(os.getpid(), signal.SIGTERM), lambda step: step == 6, monkeypatch)
     assert "stopped as asked after 0.048 kimg, the end of this run" in train("--config", config)
     assert [run.name for run in (tmp_path / "runs").iterdir()] == ["00000-tiny-first"]
     assert networks(tmp_path / "runs" / "00000-tiny-first")
 
 
 def test_processes_that_read_images_read_on(config, tmp_path, monkeypatch):
-    def signal_readers():
+    def signal_readers(G):
         readers = multiprocessing.active_children()
         assert readers
         for reader in readers:
             for number in SIGNALS:
                 os.kill(reader.pid, number)
 
-    during_step(1, signal_readers, monkeypatch)
+    during_steps(signal_readers, lambda step: step == 1, monkeypatch)
     # more batches than are read ahead
     train("--config", config, "images.workers=1", "train.kimg=0.096")
     assert networks(tmp_path / "runs" / "00000-tiny")
@@ -113,22 +97,20 @@ def test_a_signal_that_comes_after_the_last_step_is_not_lost():
     assert ended_by(signal.SIGTERM) == signal.SIGTERM and ended_by() == 0
 
 
-def stop_on_one_rank(rank: int, port: int, folder: str) -> None:
-    run = join(rank, 2, port)
-    # rank 0 is never sent one
+def stop_on_one_rank(run: Run, folder: Path) -> None:
     with StopRequest(run) as stop:
         for step in range(9):
-            if rank == 1 and step == 4:
+            if run.rank == 1 and step == 4:
                 os.kill(os.getpid(), signal.SIGTERM)
             if stop.agreed():
                 break
-        Path(folder, str(rank)).write_text(str(step))
+        (folder / str(run.rank)).write_text(str(step))
         stop.received = None
     end_run()
 
 
 def test_all_ranks_stop_after_the_step_in_which_one_was_asked(tmp_path):
-    mp.spawn(stop_on_one_rank, (free_port(), str(tmp_path)), nprocs=2)
+    on_ranks(2, stop_on_one_rank, tmp_path)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["4", "4"]
 
 

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from fastdgl.assembly import assemble
 from fastdgl.checkpoints import SNAPSHOT_NAME, open_snapshot, saved_checkpoints, saved_snapshots
 from fastdgl.engines import TorchEngine
 from fastdgl.images import ImageDataset
@@ -20,7 +21,7 @@ from fastdgl.samples import SampleSheet
 from fastdgl.train import main
 
 from ranks import free_port
-from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, networks, refusal, statistics, switch_off, train
+from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, networks, refusal, same, statistics, switch_off, train
 
 STAGES = {
     "teacher": {},
@@ -192,6 +193,14 @@ def test_a_resumed_run_can_be_made_longer_and_counts_on(tiny, tmp_path):
     assert [t["Progress/tick"]["mean"] for t in ticks] == list(range(len(ticks)))
     assert ticks[-1]["Timing/total_sec"]["mean"] > ticks[2]["Timing/total_sec"]["mean"]
     assert "00001" not in output
+
+
+def test_a_checkpoint_of_an_earlier_fastdgl_is_refused(tiny, tmp_path):
+    """It had a folder for each engine, and DeepSpeed's are pickles that run what they hold."""
+    train("--config", tiny())
+    run = tmp_path / "runs" / "00000-tiny"
+    (saved_checkpoints(run / "checkpoints")[-1] / "G").mkdir()
+    assert "was written by an earlier fastdgl, in a form that is not read any more" in refusal("--resume", run, "train.kimg=0.096")
 
 
 def test_resuming_takes_over_a_changed_learning_rate_and_keeps_it(tiny, tmp_path):
@@ -610,21 +619,26 @@ class TestBadInput:
         sentence = refusal("--resume", tmp_path / "runs" / "00000-tiny", "model.generator_fraction=0.5")
         assert "cannot be loaded into this run" in sentence and "size mismatch" in sentence
 
-    @pytest.mark.parametrize("override, words", [
-        ("engine.kind=deepspeed", "engine.kind torch, this run has deepspeed"),
-        ("engine.zero_stage=2", "engine.zero_stage 1, this run has 2"),
-    ])
-    def test_resuming_with_another_engine(self, tiny, tmp_path, monkeypatch, override, words):
+    def test_resuming_in_another_precision(self, tiny, tmp_path, monkeypatch):
         train("--config", tiny())
         # that the engine itself is made is not needed to find out
         monkeypatch.setattr("fastdgl.assembly.make_engine", lambda module, *others: TorchEngine(module, torch.optim.Adam(module.parameters())))
-        assert words in refusal("--resume", tmp_path / "runs" / "00000-tiny", override)
+        sentence = refusal("--resume", tmp_path / "runs" / "00000-tiny", "engine.kind=deepspeed", "engine.precision=bf16")
+        assert "was saved with engine.precision fp32, this run has bf16; continue with fp32" in sentence
 
     def test_resuming_from_a_damaged_checkpoint(self, tiny, tmp_path):
-        train("--config", tiny())
+        train("--config", tiny(train=TINY["train"] | {"kimg": 0.016, "checkpoint_ticks": 1}))
         run = tmp_path / "runs" / "00000-tiny"
+        first, second = saved_checkpoints(run / "checkpoints")
+        for file in ("D.pt", "state.pt"):
+            (second / file).write_bytes((second / file).read_bytes()[:-100])
+            sentence = refusal("--resume", run)
+            assert f"{file}: cannot be read" in sentence and f"remove {second} to go on from {first}" in sentence
+        shutil.rmtree(second)
+        train("--resume", run)
         (saved_checkpoints(run / "checkpoints")[-1] / "state.pt").write_bytes(b"")
-        assert "state.pt: cannot be read" in refusal("--resume", run)
+        shutil.rmtree(first)
+        assert "there is no earlier checkpoint to go on from" in refusal("--resume", run)
 
     def test_resuming_a_stage_by_name(self, tmp_path):
         result = CliRunner().invoke(main, ["--resume", str(tmp_path), "--stage", "guided"])

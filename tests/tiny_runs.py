@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +14,14 @@ import safetensors.torch
 import torch
 import yaml
 from click.testing import CliRunner
+from torch import nn
 
+from fastdgl import ema
 from fastdgl.checkpoints import open_snapshot
 from fastdgl.train import main
 
-from ranks import free_port
+from ranks import ROOT, free_port
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "fastdgl" / "train.py"
 
 TINY = {
@@ -113,3 +114,16 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def statistics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+
+
+def during_steps(action: Callable[[nn.Module], None], when: Callable[[int], bool], monkeypatch) -> None:
+    """Have `action(G)` done at the end of each step of a run, counted from 1 by all runs together, for which `when` is true."""
+    steps, update = [], ema.update
+
+    def counted(average, network, *arguments):
+        update(average, network, *arguments)
+        steps.append(None)
+        if when(len(steps)):
+            action(network)
+
+    monkeypatch.setattr(ema, "update", counted)

@@ -5,11 +5,10 @@ survive the gradient of a gradient that R1 and path length take. The engine serv
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -20,6 +19,9 @@ from .. import config as configs
 from .peers import Peers, in_short, patience
 
 T = TypeVar("T")
+# of an engine: {"parameters": {name: tensor}, "buffers": ..., "moments": {name: {key: tensor}}, "loss_scale": {name: number}}
+State = dict[str, dict[str, Any]]
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 # for the launchers of all machines to be started
 MEETING = timedelta(minutes=30)
@@ -56,11 +58,20 @@ class Engine(Protocol):
         To read them, and for a backward through a backward, which begins when the layers have let go of theirs.
         """
 
-    def save(self, folder: Path) -> None:
-        """Parameters and optimizer into `folder`; called by all ranks."""
+    def state_dict(self) -> State:
+        """The network and Adam's moments, whole, on the CPU, in a form that every kind of engine loads on any number of ranks.
 
-    def load(self, folder: Path) -> None:
-        """Back from `folder`; called by all ranks."""
+        Called by all ranks. `parameters` and `moments` are fp32 and by the parameters' names, `moments` a dict of `step`,
+        `exp_avg` and `exp_avg_sq` for each parameter that has been stepped; `buffers` are the network's others;
+        `loss_scale` has numbers where there is one.
+        """
+
+    def load_state_dict(self, state: State) -> None:
+        """Back to `state`, with the learning rate and betas of now; called by all ranks.
+
+        Raises:
+            RuntimeError: It is of another network.
+        """
 
 
 def start_run(timeout: float | None = None) -> Run:
@@ -200,15 +211,6 @@ def scatter_frozen(module: nn.Module, config: configs.Config, run: Run) -> nn.Mo
     return module
 
 
-@contextmanager
-def own_settings(optimizer: torch.optim.Adam) -> Iterator[None]:
-    """Load moments inside, and keep the optimizer's own learning rate and betas: a resumed run may have changed them."""
-    kept = [{key: group[key] for key in ("lr", "betas", "eps")} for group in optimizer.param_groups]
-    yield
-    for group, settings in zip(optimizer.param_groups, kept):
-        group.update(settings)
-
-
 def bound_gradients(module: nn.Module) -> None:
     """From now on replace what overflowed in a gradient: NaN by 0, infinity by 1e5.
 
@@ -239,13 +241,39 @@ class TorchEngine:
     def whole(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def save(self, folder: Path) -> None:
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
+    def state_dict(self) -> State:
+        return whole_state(self.module, self.optimizer, dict(self.module.named_parameters()))
 
-    def load(self, folder: Path) -> None:
-        state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
-        self.module.load_state_dict(state["module"])
-        with own_settings(self.optimizer):
-            self.optimizer.load_state_dict(state["optimizer"])
+    def load_state_dict(self, state: State) -> None:
+        load_whole_state(self.module, self.optimizer, dict(self.module.named_parameters()), state)
+
+
+def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor]) -> State:
+    """What `Engine.state_dict` returns, of a rank that holds all of it.
+
+    Args:
+        masters: What the optimizer steps for each parameter: itself, or its fp32 copy.
+    """
+    moments = {name: {key: on_cpu(optimizer.state[master][key]) for key in MOMENTS} for name, master in masters.items() if optimizer.state[master]}
+    return {"parameters": {name: on_cpu(master) for name, master in masters.items()}, "buffers": buffers(module), "moments": moments, "loss_scale": {}}
+
+
+def load_whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor], state: State) -> None:
+    """The other way."""
+    module.load_state_dict(state["parameters"] | state["buffers"])
+    for name, master in masters.items():
+        master.data.copy_(state["parameters"][name])
+        # Adam keeps the step on the host
+        optimizer.state[master] = {key: value.clone() if key == "step" else value.to(master.device, copy=True)
+                                   for key, value in state["moments"].get(name, {}).items()}
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor]:
+    """What a network keeps besides its parameters."""
+    parameters = dict(module.named_parameters())
+    return {name: on_cpu(value) for name, value in module.state_dict().items() if name not in parameters}
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A copy of the numbers there."""
+    return tensor.detach().to("cpu", copy=True)

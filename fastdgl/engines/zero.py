@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import config as configs
-from . import own_settings
+from . import MOMENTS, State, buffers, load_whole_state, on_cpu, whole_state
 from .peers import patience
 
 # deepspeed looks for its accelerator when imported, and warns if it is left to find a CPU by itself
@@ -23,6 +22,11 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 import deepspeed  # noqa: E402
 from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime.config import DeepSpeedConfig  # noqa: E402
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus  # noqa: E402
+from deepspeed.utils import (  # noqa: E402
+    safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_fp32_param, safe_set_full_optimizer_state, safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 
 # of torch.distributed's names, which are deepspeed's to follow
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -31,11 +35,13 @@ deepspeed.utils.logger.setLevel(logging.ERROR)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-# of the folder in which DeepSpeed keeps what it saves
-TAG = "engine"
 # stands for a layer that is busy with a parameter; DeepSpeed counts its own from 0
 HELD = -1
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# of Adam's moments, those that ZeRO shards
+SHARDED = MOMENTS[1:]
+# what fp16's loss scale goes by, where DeepSpeed's optimizer has it
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class ZeroEngine:
@@ -90,14 +96,125 @@ class ZeroEngine:
                 for parameter in parameters:
                     parameter.ds_active_sub_modules.discard(HELD)
 
-    def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=TAG)
+    def state_dict(self) -> State:
+        if self.engine.zero_optimization_stage() == 0:
+            state = whole_state(self.module, self._adam, self._masters)
+        else:
+            adam = self._adam.state[self._shards[0]]
+            state = {"parameters": {}, "buffers": buffers(self.module), "moments": {}, "loss_scale": {}}
+            with self._asking():
+                for name, parameter in self.module.named_parameters():
+                    state["parameters"][name] = on_cpu(safe_get_full_fp32_param(parameter))
+                    if adam:
+                        moments = {key: on_cpu(safe_get_full_optimizer_state(parameter, key)) for key in SHARDED}
+                        state["moments"][name] = {"step": on_cpu(adam["step"])} | moments
+        state["loss_scale"] = {name: self._loss_scale[name] for name in LOSS_SCALE if name in self._loss_scale}
+        return state
 
-    def load(self, folder: Path) -> None:
-        if not (folder / TAG).is_dir():
-            raise FileNotFoundError("no DeepSpeed checkpoint")
-        with own_settings(self.optimizer):
-            self.engine.load_checkpoint(str(folder), tag=TAG)
+    def load_state_dict(self, state: State) -> None:
+        if self.engine.zero_optimization_stage() == 0:
+            load_whole_state(self.module, self._adam, self._masters, state)
+        else:
+            if self.shards_parameters:
+                self._load_parts(state)
+            else:
+                self.module.load_state_dict(state["parameters"] | state["buffers"])
+            self._load_shards(state)
+        self._loss_scale.update((name, value) for name, value in state["loss_scale"].items() if name in self._loss_scale)
+
+    def _load_parts(self, state: State) -> None:
+        parameters = dict(self.module.named_parameters())
+        shapes = {name: list(value.shape) for name, value in state["parameters"].items()}
+        if shapes != {name: list(parameter.ds_shape) for name, parameter in parameters.items()}:
+            raise ValueError("its parameters are of another network")
+        self.module.load_state_dict(state["buffers"], strict=False)
+        for name, parameter in parameters.items():
+            value = state["parameters"][name]
+            parameter.ds_tensor.data.copy_(own_part(parameter, value))
+            # small ones stay whole as well
+            if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+                parameter.data.copy_(value)
+
+    def _load_shards(self, state: State) -> None:
+        steps = {float(moments["step"]) for moments in state["moments"].values()}
+        if len(steps) > 1:
+            raise ValueError(f"its parameters were stepped {' and '.join(f'{step:g}' for step in sorted(steps))} times; ZeRO steps all of them together")
+        if steps:
+            for shard in self._shards:
+                adam = self._adam.state[shard]
+                for key in SHARDED:
+                    adam.setdefault(key, torch.zeros_like(shard))
+                adam["step"] = torch.tensor(*steps)
+            if not self.shards_parameters:
+                # DeepSpeed does so at its first step
+                self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        with self._asking():
+            for name, parameter in self.module.named_parameters():
+                set_master(parameter, state["parameters"][name])
+                for key in SHARDED if state["moments"] else ():
+                    set_moment(parameter, state["moments"][name][key], key)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Gradients on inside: of a parameter without, DeepSpeed tells and takes nothing at stage 3."""
+        learning = [parameter.requires_grad for parameter in self.module.parameters()]
+        self.module.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter, before in zip(self.module.parameters(), learning):
+                parameter.requires_grad_(before)
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        return self.engine.basic_optimizer
+
+    @property
+    def _shards(self) -> list[Tensor]:
+        """ZeRO 1 to 3: what this rank's Adam steps, a part of all parameters, or at stage 3 of each."""
+        optimizer = self.engine.optimizer
+        return optimizer.fp32_partitioned_groups_flat if self.shards_parameters else optimizer.single_partition_of_fp32_groups
+
+    @property
+    def _masters(self) -> dict[str, Tensor]:
+        """ZeRO 0: what Adam steps for each parameter: itself, or its fp32 copy."""
+        parameters = dict(self.module.named_parameters())
+        if self.engine.optimizer is self._adam:
+            return parameters
+        copies = {id(p): copy for p, copy in zip(self.engine.optimizer.fp16_groups[0], self.engine.optimizer.fp32_groups[0], strict=True)}
+        return {name: copies[id(p)] for name, p in parameters.items()}
+
+    @property
+    def _loss_scale(self) -> dict[str, Any]:
+        """The state of fp16's loss scale, which can be written to; without fp16 there is none."""
+        if not self.engine.fp16_enabled():
+            return {}
+        optimizer = self.engine.optimizer
+        return vars(optimizer.loss_scaler if self.engine.zero_optimization() else optimizer.loss_scale_config)
+
+
+def set_master(parameter: nn.Parameter, value: Tensor) -> None:
+    """This rank's part of a parameter's fp32 copy, from the whole of it."""
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_fp32_param(parameter, own_part(parameter, value))
+    else:
+        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+
+
+def set_moment(parameter: nn.Parameter, value: Tensor, key: str) -> None:
+    """Likewise one of Adam's moments."""
+    if hasattr(parameter, "ds_id"):
+        safe_set_local_optimizer_state(parameter, own_part(parameter, value), key)
+    else:
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+
+
+def own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Of what ZeRO 3 scatters in equal parts, the last of which it pads; its own way to do so fails where one is padded."""
+    size = parameter.ds_tensor.numel()
+    padded = torch.zeros(size * dist.get_world_size())
+    padded[:value.numel()] = value.flatten()
+    return padded.narrow(0, size * dist.get_rank(), size).to(parameter.ds_tensor.device)
 
 
 def _join(config: configs.Config) -> None:
