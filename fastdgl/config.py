@@ -423,6 +423,7 @@ class Train(Section):
     keep_checkpoints: How many of the newest training checkpoints stay.
     keep_snapshots: How many of the newest network snapshots stay, or `all`. A stage that starts from this run, or is taught by it, takes
         the last, which always stays.
+    rollbacks: How often a run that diverges goes back to its newest checkpoint by itself, and on with other random inputs; then it stops.
     """
 
     batch: PositiveInt = 32
@@ -441,6 +442,7 @@ class Train(Section):
     checkpoint_ticks: Annotated[int, Field(ge=0)] = 50
     keep_checkpoints: PositiveInt = 2
     keep_snapshots: AllOrANumber = "all"
+    rollbacks: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def check_average(self) -> "Train":

@@ -69,11 +69,21 @@ class Latents:
 
     def __init__(self, seed: int, labels: Tensor, device: torch.device, rank: int = 0, world_size: int = 1,
                  c_dim: int | None = None):
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device)
         # decisions that choose code are drawn on the host: they cost no synchronisation there
-        self.host_generator = torch.Generator().manual_seed(seed)
+        self.host_generator = torch.Generator()
+        self._seed(seed)
         self.labels, self.c_dim = labels.to(device), c_dim
         self.device, self.rank, self.world_size = device, rank, world_size
+
+    def _seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+        self.host_generator.manual_seed(seed)
+
+    def reseed(self, numbers: list[int]) -> None:
+        """From now on draw what these numbers stand for, each 0 or more; the same on all ranks."""
+        # torch's CPU generator uses the low 32 bits of its seed only
+        self._seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
     def share(self, batch: Tensor) -> Tensor:
         """This rank's samples of a whole batch: every `world_size`-th, so that the groups of the minibatch standard

@@ -45,6 +45,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on, in one sentence."""
 
 
+class Diverged(TrainingError):
+    """Losses, parameters or gradients that are no numbers any more; nothing of that tick was saved."""
+
+
 class Stopped(Exception):
     """A run that was asked to stop, and has been saved."""
 
@@ -67,12 +71,13 @@ class Summary:
 
 @dataclass
 class Progress:
-    """Where a run stands. seen: real images shown to D, those before this run included."""
+    """Where a run stands. seen: real images shown to D, those before this run included. rollbacks: how often it has gone back."""
 
     seen: int
     iteration: int = 0
     tick: int = 0
     elapsed: float = 0.0
+    rollbacks: int = 0
 
 
 def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
@@ -81,7 +86,6 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     Raises:
         Stopped: A signal has asked for it; there is a checkpoint to go on from.
     """
-    batch = config.train.batch
     config.check_world_size(run.world_size)
     allow_tf32(config.engine.allow_tf32)
     dataset = open_images(config)
@@ -99,14 +103,44 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     folder = first_rank_decides(lambda: begin_folder(config, sheet, student) if resumed is None else resumed)
     check_shared(folder, run)
     first_rank_decides(lambda: keep_config(folder, config))
+    news = ""
+    with StopRequest(run) as stop:
+        while True:
+            try:
+                return go_on(config, run, folder, dataset, student, latents, progress, sheet, evaluator, end, stop, news)
+            except Diverged as error:
+                saved = first_rank_decides(lambda: checkpoints.saved_checkpoints(folder / checkpoints.CHECKPOINTS))
+                if progress.rollbacks == config.train.rollbacks or not saved:
+                    raise TrainingError(f"{error}; resume from the last checkpoint with a lower learning rate, {config.remedies}") from None
+                news = f"{error}; back to {saved[-1]}, {progress.rollbacks + 1} of {config.train.rollbacks} times (train.rollbacks)"
+                go_back(config, run, student, latents, progress, saved[-1])
+
+
+def go_back(config: Config, run: Run, student: Student, latents: Latents, progress: Progress, checkpoint: Path) -> None:
+    """To a checkpoint, and on from there with other random inputs: the same ones would lead to the same end."""
+    rollbacks = progress.rollbacks + 1
+    resume(student, latents, progress, checkpoint, carried_by(config, run))
+    progress.rollbacks = rollbacks
+    latents.reseed([config.seed, student.start_images, rollbacks])
+
+
+def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
+          sheet: SampleSheet, evaluator: Evaluator | None, end: int, stop: StopRequest, news: str) -> Summary:
+    """Train from where `progress` stands to `end`, saying `news` first.
+
+    Raises:
+        Diverged, Stopped: As they say.
+    """
     journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed)
+    if news:
+        journal.message(news)
     announce(config, run, dataset, student, journal, folder)
     compile_kernels(student.gan, config, run, dataset.label_dim)
-    images = stream(dataset, batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
+    images = stream(dataset, config.train.batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
                     workers=config.images.workers, timeout=config.images.timeout, device=run.device)
-    with StopRequest(run) as stop, closing(images), closing(journal):
+    with closing(images), closing(journal):
         tick_start, maintenance, stats, suspects, faults = progress.seen, -time.perf_counter(), {}, set(), {}
-        if evaluator is not None and resumed is not None:
+        if evaluator is not None and progress.tick:
             catch_up(evaluator, config, folder, progress, journal, done=progress.seen >= end)
         maintenance += time.perf_counter()
         while progress.seen < end:
@@ -119,7 +153,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
                 record_teachers(student, real, real_c, config.train.accumulate_discriminator, journal)
                 faults = report_faults(dataset, faults, journal)
                 stats = journal.tick(progress.seen, progress.tick, maintenance)
-                suspects = check_finite(config, student, stats, suspects, tick_start, progress.seen)
+                suspects = check_finite(config, student, stats, suspects, tick_start, progress)
                 maintenance = -time.perf_counter()
                 progress.elapsed = stats["Timing/total_sec"]["mean"]
                 progress.tick += 1
@@ -204,8 +238,8 @@ def report_faults(dataset: ImageDataset, known: Mapping[int, str], journal: Jour
     return faults
 
 
-def check_finite(config: Config, student: Student, stats: dict[str, Statistic], suspects: set[str], tick_start: int, seen: int) -> set[str]:
-    """Stop a run that has diverged, before it is saved.
+def check_finite(config: Config, student: Student, stats: dict[str, Statistic], suspects: set[str], tick_start: int, progress: Progress) -> set[str]:
+    """Stop a run that has diverged, before it is saved. Called by all ranks, which find the same.
 
     Blocks in 16 bits overflow now and then, and their gradients are bounded: there a loss may be infinite in one tick,
     but not in two.
@@ -217,17 +251,22 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
         Those of this tick.
 
     Raises:
-        TrainingError: Parameters, or losses that should be, are not finite.
+        Diverged: Parameters, or losses or gradients that should be, are not finite.
     """
     found = {name for name, stat in stats.items() if name.startswith("Loss/") and not math.isfinite(stat["mean"])}
     in_16_bits = config.model.num_fp16_res > 0 or config.engine.precision != "fp32"
-    culprits = [f"{name} became {stats[name]['mean']}" for name in sorted(found & suspects if in_16_bits else found)]
+    losses = [f"{name} became {stats[name]['mean']}" for name in sorted(found & suspects if in_16_bits else found)]
     with student.whole():
-        culprits += [f"the parameters of {name} became infinite or NaN" for name, network in student.networks.items()
-                     if not all(p.isfinite().all() for p in network.parameters())]
+        broken = {f"{name}'s parameter {key} became infinite or NaN" for name, network in student.networks.items()
+                  for key, parameter in network.named_parameters() if not parameter.isfinite().all()}
+    parameters = sorted(set().union(*gathered(broken)))
+    # a loss scale finds its way by such steps
+    left_out = [f"{engine.skipped_steps} step(s) of {name} were left out, in which a gradient was infinite or NaN"
+                for name, engine in student.engines.items() if engine.skipped_steps and config.engine.precision != "fp16"]
+    culprits = [kind[0] + (f" (and {len(kind) - 1} more)" if len(kind) > 1 else "") for kind in (losses, parameters, left_out) if kind]
     if culprits:
-        raise TrainingError(f"{culprits[0]} between {tick_start / 1000:g} and {seen / 1000:g} kimg: training has diverged; nothing of this tick "
-                            f"was saved; resume from the last checkpoint with a lower learning rate, {config.remedies}")
+        raise Diverged(f"{'; '.join(culprits)}, between {tick_start / 1000:g} and {progress.seen / 1000:g} kimg, up to step {progress.iteration}: "
+                       f"training has diverged; nothing of this tick was saved")
     return found
 
 

@@ -41,6 +41,8 @@ class Engine(Protocol):
     """A network with its optimizer. A `step` follows one `backward`, or several of which the last says so."""
 
     module: nn.Module
+    # since the engine was made or loaded: steps left out because a gradient was not finite
+    skipped_steps: int
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Add the gradients of `loss`, a mean over this rank's samples, to those since the last step.
@@ -226,6 +228,8 @@ def bound_gradients(module: nn.Module) -> None:
 
 class TorchEngine:
     """Plain PyTorch, fp32, gradients averaged by all-reduce: what the others are measured against."""
+
+    skipped_steps = 0
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer):
         self.module, self.optimizer = module, optimizer

@@ -96,6 +96,10 @@ class ZeroEngine:
                 for parameter in parameters:
                     parameter.ds_active_sub_modules.discard(HELD)
 
+    @property
+    def skipped_steps(self) -> int:
+        return self.engine.skipped_steps
+
     def state_dict(self) -> State:
         if self.engine.zero_optimization_stage() == 0:
             state = whole_state(self.module, self._adam, self._masters)
@@ -120,6 +124,7 @@ class ZeroEngine:
             else:
                 self.module.load_state_dict(state["parameters"] | state["buffers"])
             self._load_shards(state)
+        self.engine.skipped_steps = 0
         self._loss_scale.update((name, value) for name, value in state["loss_scale"].items() if name in self._loss_scale)
 
     def _load_parts(self, state: State) -> None:
