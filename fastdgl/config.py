@@ -587,7 +587,8 @@ class Config(Section):
     def check_features(self) -> "Config":
         features, model = self.guidance.features, self.model
         if features is not None and self.engine.shards_parameters:
-            raise ValueError("engine.zero_stage: 3 does not go with guidance.features, which has not been tried under it; expected zero_stage 0, 1 or 2")
+            raise ValueError("engine.zero_stage: 3 does not go with guidance.features, which has not been tried under it; "
+                             "expected zero_stage 0, 1 or 2")
         if features is not None and features.generators is not None:
             there = [2**i for i in range(2, model.resolution.bit_length()) if 2**i >= model.lowest_features]
             for R in features.generators.resolutions or []:

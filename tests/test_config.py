@@ -265,6 +265,8 @@ def test_names_a_value_out_of_range(tmp_path, text, said):
     ("engine: {kind: torch, precision: bf16}", "engine.precision: bf16 needs kind: deepspeed; plain torch trains in fp32"),
     ("engine: {zero_options: {stage: 3}}", "engine.zero_options: `stage` is set by zero_stage"),
     ("engine: {kind: torch, zero_stage: 3}", "engine.zero_stage: 3 needs kind: deepspeed; plain torch keeps all parameters on every rank"),
+    ("guidance: {features: {checkpoint: a, images: {weight: 1}}}\nengine: {zero_stage: 3}",
+     "engine.zero_stage: 3 does not go with guidance.features, which has not been tried under it; expected zero_stage 0, 1 or 2"),
     ("loss: {path_length_batch_shrink: 5}", "loss.path_length_batch_shrink: 5 does not divide train.batch, which is 32"),
 ))
 def test_names_what_does_not_go_together(tmp_path, text, said):

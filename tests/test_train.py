@@ -433,7 +433,8 @@ class TestLaunchers:
     @pytest.mark.parametrize("changes", [
         # whose batch norms each see their own rank's batches
         pytest.param(BIGGAN | {"engine": {"kind": "deepspeed", "zero_stage": 2}}, id="biggan"),
-        pytest.param({"engine": {"kind": "deepspeed", "zero_stage": 3, "zero_options": {"stage3_param_persistence_threshold": 0}}}, id="zero3"),
+        pytest.param({"engine": {"kind": "deepspeed", "zero_stage": 3, "zero_options": {"stage3_param_persistence_threshold": 0}},
+                      "train": TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 9}}, id="zero3"),
     ])
     def test_two_ranks_resume_bit_for_bit(self, tmp_path, changes):
         config = tmp_path / "tiny.yaml"

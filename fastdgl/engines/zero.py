@@ -56,11 +56,7 @@ class ZeroEngine:
         self.shards_parameters = config.engine.shards_parameters
         settings = deepspeed_settings(config, world_size)
         _join(config)
-        try:
-            checked = DeepSpeedConfig(settings)
-        except (ValueError, AssertionError) as error:
-            raise configs.ConfigError(f"engine.zero_options: DeepSpeed does not take {config.engine.zero_options}: "
-                                      f"{' '.join(str(error).split())}") from None
+        checked = _checked(settings, config)
         if self.shards_parameters:
             _Init(module, settings, PRECISIONS[config.engine.precision])
         self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings, config_class=checked, dist_init_required=False)
@@ -229,6 +225,19 @@ def _join(config: configs.Config) -> None:
     deepspeed.comm.comm.cdb.new_group = partial(dist.new_group, timeout=patience(config.engine.timeout))
 
 
+def _checked(settings: dict[str, Any], config: configs.Config) -> DeepSpeedConfig:
+    """DeepSpeed's own config of `settings`.
+
+    Raises:
+        ConfigError: `zero_options` are not DeepSpeed's.
+    """
+    try:
+        return DeepSpeedConfig(settings)
+    except (ValueError, AssertionError) as error:
+        raise configs.ConfigError(f"engine.zero_options: DeepSpeed does not take {config.engine.zero_options}: "
+                                  f"{' '.join(str(error).split())}") from None
+
+
 class _Init(deepspeed.zero.Init):
     """Scatters a network's parameters over the ranks, those of no dimension too; what `_Engine` says of bytes holds here as well."""
 
@@ -258,8 +267,9 @@ def scatter(module: nn.Module, config: configs.Config, world_size: int) -> None:
     """Scatter the parameters of `module`, in fp32, over the ranks; its layers gather their own when they compute."""
     settings = deepspeed_settings(config, world_size) | {"bf16": {"enabled": False}, "fp16": {"enabled": False}}
     _join(config)
+    checked = _checked(settings, config)
     _Init(module, settings, torch.float32)
-    engine = _Engine(args=None, model=module, config=settings, config_class=DeepSpeedConfig(settings), dist_init_required=False)
+    engine = _Engine(args=None, model=module, config=settings, config_class=checked, dist_init_required=False)
     # its end would take the hooks out of the layers; past nn.Module, which would take it for a part of its own part
     object.__setattr__(module, "scattered_by", engine)
 
