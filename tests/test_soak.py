@@ -21,13 +21,14 @@ MINUTES = float(os.environ.get("FASTDGL_SOAK_MINUTES", 25))
 SAMPLES = 120
 WARM_UP = 0.25  # of the samples: allocators and caches fill
 GROWTH = 8 * 2**20  # bytes in all, of some 500 MiB; what a step may lose is this over the thousands of steps watched
+MIN_STEPS = 50  # in a third; they are counted by tens, as ticks close
 COST = 1.5  # the ratio of processor time per step, last third to first: it follows what else the machine does
 
 SOAK = TINY | {
     "engine": {"kind": "deepspeed"},
     "images": {"path": "digits", "workers": 1},
     # everything that a run does now and then, often
-    "train": TINY["train"] | {"kimg": 1e6, "tick_kimg": 0.2, "image_ticks": 4, "snapshot_ticks": 4, "checkpoint_ticks": 4, "keep_checkpoints": 1},
+    "train": TINY["train"] | {"kimg": 1e6, "tick_kimg": 0.08, "image_ticks": 10, "snapshot_ticks": 10, "checkpoint_ticks": 10, "keep_checkpoints": 1},
 }
 
 
@@ -61,6 +62,8 @@ def judge(samples: Sequence[Sample]) -> None:
     """Memory that is flat after the warm-up, and steps that cost in the last third what they did in the first."""
     steady = samples[int(len(samples) * WARM_UP):]
     third = len(steady) // 3
+    steps = min(part[-1].step - part[0].step for part in (steady[:third], steady[-third:]))
+    assert steps >= MIN_STEPS, f"only {steps} steps in a third of the time: FASTDGL_SOAK_MINUTES must be more on this machine"
     assert growth(steady) < GROWTH, f"grows by {growth(steady) / 2**20:.1f} MiB in {steady[-1].step - steady[0].step} steps"
     before, after = cost(steady[:third]), cost(steady[-third:])
     assert 1 / COST < after / before < COST, f"a step costs {1000 * before:.2f} ms of processor time at first and {1000 * after:.2f} ms at last"
