@@ -19,6 +19,8 @@ DOCS = ROOT / "docs"
 TITLES = {"stylegan2": "StyleGAN2", "biggan": "BigGAN"}
 # evaluations whose mean is reported beside the last one
 LAST = 5
+# the claim's two, at equal computation, and the same of the other arms
+COMPARED = (("A1", "A0"), ("A1", "A3"), ("A1", "A8"), ("A2", "A0"), ("A2", "A3"), ("A3", "A0"))
 COLOURS = {"A0": "#777777", "A1": "#d62728", "A2": "#1f77b4", "A3": "#2ca02c"}
 
 
@@ -64,6 +66,12 @@ def section(result: dict) -> Iterator[str]:
         evaluations = [run["evaluations"] for run in runs]
         yield row(arm.name, arm.about, f"+{runs[0]['kimg']:.1f}", f"{runs[0]['flops_per_image'] / plain:.2f}", [e[-1] for e in evaluations],
                   [e[-LAST:] for e in evaluations])
+    yield "\nBy how many pooled standard deviations the first is better (negative: worse) than the second:\n"
+    yield "| | at the end | last five |"
+    yield "| --- | --- | --- |"
+    for first, second in COMPARED:
+        margins = [margin(fids(result, first), fids(result, second)) for fids in (final_fids, mean_fids)]
+        yield f"| {first} than {second} | {margins[0]:+.1f} | {margins[1]:+.1f} |"
     yield f"\n![FID over the images shown](claim_{result['family']}.svg)"
 
 
