@@ -96,6 +96,14 @@ def test_the_page_in_docs_is_that_of_the_results_in_the_repository():
         assert (page.ROOT / "docs" / f"claim_{family['family']}.svg").read_text(encoding="utf-8") == page.curves(family)
 
 
+def test_the_readme_quotes_the_results_as_they_are():
+    readme = (page.ROOT / "README.md").read_text(encoding="utf-8")
+    found = [json.loads((page.ROOT / "bench" / "results" / "dgl_claim" / f"{family}.json").read_text(encoding="utf-8")) for family in FAMILIES]
+    for arm in ARMS:
+        numbers = [page.spread(page.final_fids(result, arm.name), 1) for result in found]
+        assert f"| {' | '.join(numbers)} |" in readme, arm.name
+
+
 def test_a_finished_run_is_found_again_and_an_unfinished_one_goes_on(tmp_path, monkeypatch):
     calls = []
 
