@@ -13,7 +13,6 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from fastdgl.assembly import assemble
 from fastdgl.checkpoints import SNAPSHOT_NAME, open_snapshot, saved_checkpoints, saved_snapshots
 from fastdgl.engines import TorchEngine
 from fastdgl.images import ImageDataset
@@ -161,7 +160,7 @@ def test_a_teacher_of_features_trains_and_resumes_and_is_in_no_snapshot(tiny, tm
     assert {"Loss/G/image_features", "Loss/G/generator_features"} <= statistics(run)[-1].keys()
     assert {key.partition(".")[0] for key in networks(run)} == {"G", "D", "G_ema"}
     assert networks(run).keys() == networks(tmp_path / "runs" / "00000-tiny-teacher").keys()
-    first, *_, last = (torch.load(folder / "adaptors" / "engine.pt", weights_only=True)["module"] for folder in saved_checkpoints(run / "checkpoints"))
+    first, *_, last = (torch.load(folder / "adaptors.pt", weights_only=True)["parameters"] for folder in saved_checkpoints(run / "checkpoints"))
     assert first.keys() == {"0.weight", "0.bias"} and not torch.equal(first["0.weight"], last["0.weight"])
     assert "checkpoint: stage:" not in (run / "config.yaml").read_text()
 

@@ -1,5 +1,6 @@
 """The images of a dataset as batches without end, in an order that is a function of the position alone."""
 
+import atexit
 import itertools
 import os
 import signal
@@ -78,6 +79,8 @@ def batches(dataset: ImageDataset, index_batches: Iterable[list[int]], workers: 
         generator=torch.Generator(),
     )
     loaded = iter(loader)
+    # before multiprocessing ends what a program that leaves this open has left
+    atexit.register(by_batch.end)
     try:
         while True:
             try:
@@ -92,7 +95,8 @@ def batches(dataset: ImageDataset, index_batches: Iterable[list[int]], workers: 
             dataset.faults |= faults
             yield pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
     finally:
-        by_batch.over.fill_(True)
+        by_batch.end()
+        atexit.unregister(by_batch.end)
 
 
 class _Batches(torch.utils.data.Dataset):
@@ -105,16 +109,20 @@ class _Batches(torch.utils.data.Dataset):
         self.dataset = dataset
         # the image each worker is at, or -1: seen by all processes, for the one that waits in vain
         self.reading = torch.full([max(workers, 1)], -1).share_memory_()
-        # whether nobody waits for images any more: likewise, for the workers
+        # whether nobody waits for images any more: seen likewise, for the workers to know
         self.over = torch.tensor(False).share_memory_()
+
+    def end(self) -> None:
+        """Nobody waits for images any more."""
+        self.over.fill_(True)
 
     def leave_signals_to_the_trainer(self, worker: int) -> None:
         """Read on through SIGTERM and SIGINT, which launchers and terminals send to workers too: the process that reads from
         this one decides what they mean. Once nobody waits for images, they end a worker that has stalled."""
         def end_if_over(number: int, frame: FrameType | None) -> None:
             if self.over:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+                # as PyTorch's own handler does: who ends it would take death by a signal for an accident
+                os._exit(0)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, end_if_over)
