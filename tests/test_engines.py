@@ -288,7 +288,7 @@ def test_every_zero_stage_and_precision_trains_as_plain_pytorch_does(results, wa
             assert torch.equal(got[-1][part], got[-1][part].to(precision).float()), part
         moved = float((truth - expected[0][part]).norm() / truth.norm())
         # in fp32 the same sums in another order; in 16 bits what is stored is rounded, and steps are shorter than the way gone
-        assert difference < (1e-5 if name == "fp32" else torch.finfo(precision).eps + moved), part
+        assert difference < (5e-5 if name == "fp32" else torch.finfo(precision).eps + moved), part
         # and it has moved the same way: one that stands still has nothing in common with it. The mapping networks' parameters
         # are so large that 16 bits do not show so few steps, which their masters keep
         if name != "fp32" and part.endswith("mapping"):

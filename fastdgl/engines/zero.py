@@ -60,6 +60,9 @@ class ZeroEngine:
         if self.shards_parameters:
             _Init(module, settings, PRECISIONS[config.engine.precision])
         self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings, config_class=checked, dist_init_required=False)
+        # fp16's optimizer at stage 0 has made the moments by a step without gradients, which Adam's bias correction would count
+        for moments in optimizer.state.values():
+            moments["step"].zero_()
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         # DeepSpeed's own count would take every backward for a whole step
