@@ -96,7 +96,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     progress = Progress(seen=student.start_images)
     if resumed is not None:
         first_rank_decides(lambda: checkpoints.remove_unfinished(resumed))
-        resume(student, latents, progress, checkpoints.newest_checkpoint(resumed), carried_by(config, run))
+        resume(student, latents, progress, checkpoints.newest_checkpoint(resumed), config.engine.precision)
     end = student.start_images + round(config.train.kimg * 1000)
 
     sheet = SampleSheet(dataset, config.model.z_dim, config.seed, run.device)
@@ -113,13 +113,13 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
                 if progress.rollbacks == config.train.rollbacks or not saved:
                     raise TrainingError(f"{error}; resume from the last checkpoint with a lower learning rate, {config.remedies}") from None
                 news = f"{error}; back to {saved[-1]}, {progress.rollbacks + 1} of {config.train.rollbacks} times (train.rollbacks)"
-                go_back(config, run, student, latents, progress, saved[-1])
+                go_back(config, student, latents, progress, saved[-1])
 
 
-def go_back(config: Config, run: Run, student: Student, latents: Latents, progress: Progress, checkpoint: Path) -> None:
+def go_back(config: Config, student: Student, latents: Latents, progress: Progress, checkpoint: Path) -> None:
     """To a checkpoint, and on from there with other random inputs: the same ones would lead to the same end."""
     rollbacks = progress.rollbacks + 1
-    resume(student, latents, progress, checkpoint, carried_by(config, run))
+    resume(student, latents, progress, checkpoint, config.engine.precision)
     progress.rollbacks = rollbacks
     latents.reseed([config.seed, student.start_images, rollbacks])
 
@@ -310,18 +310,16 @@ def catch_up(evaluator: Evaluator, config: Config, folder: Path, progress: Progr
             evaluator.evaluate(snapshot, names, progress.seen, journal)
 
 
-def carried_by(config: Config, run: Run) -> dict[str, str | int]:
-    """What carries a run. A checkpoint names what must stay as it was: the precision; of an earlier fastdgl, all of it."""
-    engine = config.engine
-    return {"engine.kind": engine.kind, "engine.zero_stage": engine.zero_stage, "engine.precision": engine.precision, "ranks": run.world_size}
+def resume(student: Student, latents: Latents, progress: Progress, checkpoint: Path, precision: str) -> None:
+    """Everything back to the moment of the checkpoint.
 
-
-def resume(student: Student, latents: Latents, progress: Progress, checkpoint: Path, carrier: dict[str, str | int]) -> None:
-    """Everything back to the moment of the checkpoint."""
+    Raises:
+        CheckpointError: It is of a run of another `engine.precision`, or does not fit.
+    """
     state = checkpoints.load_state(checkpoint)
-    for what, value in state["carried_by"].items():
-        if carrier[what] != value:
-            raise CheckpointError(f"{checkpoint}: was saved with {what} {value}, this run has {carrier[what]}; continue with {value}")
+    saved = state["carried_by"]["engine.precision"]
+    if saved != precision:
+        raise CheckpointError(f"{checkpoint}: was saved with engine.precision {saved}, this run has {precision}; continue with {saved}")
     checkpoints.load_engines(checkpoint, student.engines)
     student.load_state_dict(state["student"])
     latents.load_state_dict(state["latents"])
