@@ -2,18 +2,22 @@
 
 import os
 import signal
+import time
 from types import FrameType, TracebackType
 
 import torch
 import torch.distributed as dist
 
 from .engines import Run
+from .engines.launchers import deepspeed_command
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# a scheduler signals all processes of a job, and its launcher then signals the ranks once more
+ONE_REQUEST = 5  # seconds
 
 
 class StopRequest:
-    """Inside, the first SIGTERM or SIGINT to any rank is a request to stop; the same signal again ends that process at once.
+    """Inside, the first SIGTERM or SIGINT to any rank is a request to stop; one more than ONE_REQUEST later ends that process at once.
 
         with StopRequest(run) as stop:
             while training:
@@ -21,13 +25,15 @@ class StopRequest:
                 if stop.agreed():
                     ...
 
-    One of each still is one request: launchers pass a Ctrl-C on as both. A signal that comes too late for any step is
-    delivered again at the end, to do what it would have done without this.
+    That the `deepspeed` command is gone, which started this rank's launcher, is a request as well: a signal ends the
+    command alone, and its ranks do not hear of it (0.19.8). A request that comes too late for any step is delivered again
+    at the end, as the signal that it was.
     """
 
     def __init__(self, run: Run):
         self.run = run
         self.received: int | None = None
+        self._since = 0.0
         # on a GPU: the ranks' answer after the last step, on its way to the host
         self._answer: tuple[torch.Tensor, torch.cuda.Event] | None = None
 
@@ -36,12 +42,18 @@ class StopRequest:
         return self
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        if self.received is None and self.run.rank == 0:
+        if self.received is None:
+            self._request(number, signal.Signals(number).name)
+        elif time.monotonic() > self._since + ONE_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def _request(self, number: int, reason: str) -> None:
+        self.received, self._since = number, time.monotonic()
+        if self.run.rank == 0:
             # not print: the signal may have come in the middle of one
-            os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint; "
-                        f"a second one ends at once, without\n".encode())
-        self.received = number
+            os.write(2, f"\n{reason}: stopping after this step, with a checkpoint; "
+                        f"a signal after {ONE_REQUEST} seconds ends at once, without\n".encode())
 
     def agreed(self) -> bool:
         """Whether a rank has been asked to stop: the same answer on every rank. All call it after every step.
@@ -49,6 +61,8 @@ class StopRequest:
         On several ranks this is an all-reduce of four bytes. On GPUs the answer is that of the step before, so that no
         rank waits for its GPU to know it.
         """
+        if self.received is None and self.run.command is not None and deepspeed_command() != self.run.command:
+            self._request(signal.SIGTERM, "the deepspeed command has ended")
         if self.run.world_size == 1:
             return self.received is not None
         asked = torch.full([], int(self.received is not None), dtype=torch.int32, device=self.run.device)

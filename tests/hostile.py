@@ -1,6 +1,7 @@
 """Input made to do harm, by hypothesis: the same every time, a few of it in each run of the tests and much of it in the slow ones."""
 
 import contextlib
+import os
 import signal
 import struct
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 # far more than anything takes that comes to an end
 HANG = 120  # seconds
+# how often as many inputs slow tests try
+TIMES = int(os.environ.get("FASTDGL_HOSTILE", "1"))
 
 
 def examples(few: int, many: int) -> pytest.MarkDecorator:
     """How many inputs a test tries: `few`, and `many` where slow tests run."""
-    return pytest.mark.parametrize("examples", [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.slow)])
+    return pytest.mark.parametrize("examples", [pytest.param(few, id="few"), pytest.param(many * TIMES, id="many", marks=pytest.mark.slow)])
 
 
 def for_all(strategy: st.SearchStrategy, examples: int, check: Callable) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import config as configs
+from .launchers import deepspeed_command
 from .peers import Peers, in_short, patience
 
 T = TypeVar("T")
@@ -29,12 +30,17 @@ MEETING = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Run:
-    """This process among the ranks. peers: What is heard of the others; None where it is alone."""
+    """This process among the ranks.
+
+    peers: What is heard of the others; None where it is alone.
+    command: The process of the `deepspeed` command that has started it; None if nothing such did.
+    """
 
     rank: int
     world_size: int
     device: torch.device
     peers: Peers | None = None
+    command: int | None = None
 
 
 class Engine(Protocol):
@@ -85,7 +91,7 @@ def start_run(timeout: float | None = None) -> Run:
     Raises:
         ConfigError: This machine has no GPU for this rank, or not all ranks came.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size, command = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), deepspeed_command()
     # DeepSpeed looks for this one even where no launcher has set it
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     on_gpu = torch.cuda.is_available()
@@ -97,11 +103,11 @@ def start_run(timeout: float | None = None) -> Run:
         torch.backends.cudnn.benchmark = True
     backend = "nccl" if on_gpu else "gloo"
     if dist.is_initialized():
-        return Run(rank, world_size, device)
+        return Run(rank, world_size, device, command=command)
     if world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        return Run(rank, world_size, device)
-    return Run(rank, world_size, device, join(backend, rank, world_size, timeout))
+        return Run(rank, world_size, device, command=command)
+    return Run(rank, world_size, device, join(backend, rank, world_size, timeout), command)
 
 
 def join(backend: str, rank: int, world_size: int, timeout: float | None) -> Peers | None:

@@ -21,6 +21,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FAMILY, CLASSES = "family", "classes"
 # what any argument of a network may be
 LARGEST = 2**31 - 1
+LOW_PRECISIONS = ("float16", "bfloat16")
 
 
 class PretrainedError(ValueError):
@@ -40,9 +41,9 @@ def build(network: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     arguments = dict(arguments)
     if "low_precision" in arguments:
         name = arguments["low_precision"]
-        arguments["low_precision"] = getattr(torch, name, None)
-        if not isinstance(arguments["low_precision"], torch.dtype):
-            raise ValueError(f"low_precision: {name!r} is no dtype of PyTorch's")
+        if name not in LOW_PRECISIONS:
+            raise ValueError(f"low_precision: {name!r} is none of {', '.join(LOW_PRECISIONS)}")
+        arguments["low_precision"] = getattr(torch, name)
     check_types(network, arguments)
     return network(**arguments)
 

@@ -24,7 +24,13 @@ Normal = Callable[..., Tensor]
 
 
 def resolutions(img_resolution: int) -> list[int]:
-    """4, 8, ... up to `img_resolution`."""
+    """4, 8, ... up to `img_resolution`.
+
+    Raises:
+        ValueError: There is no network of that resolution.
+    """
+    if img_resolution < 8 or img_resolution & (img_resolution - 1):
+        raise ValueError(f"img_resolution={img_resolution}: expected a power of two of at least 8")
     return [2**i for i in range(2, int(math.log2(img_resolution)) + 1)]
 
 
@@ -43,6 +49,21 @@ def channels_at(resolution: int, channel_base: int, channel_max: int, fraction: 
 
 # far more than any has: a file may ask for as many as it likes
 MAX_MAPPING_LAYERS = 100
+MAX_FP16_RES = 30
+
+
+def check_arguments(c_dim: int, img_channels: int, num_fp16_res: int, conv_clamp: float | None) -> None:
+    """Refuse numbers of which no network can be made.
+
+    Raises:
+        ValueError: One is such.
+    """
+    if c_dim < 0 or img_channels < 1:
+        raise ValueError(f"c_dim={c_dim}, img_channels={img_channels}: expected at least 0 and at least 1")
+    if not 0 <= num_fp16_res <= MAX_FP16_RES:
+        raise ValueError(f"num_fp16_res={num_fp16_res}: expected 0 to {MAX_FP16_RES}")
+    if conv_clamp is not None and not conv_clamp > 0:
+        raise ValueError(f"conv_clamp={conv_clamp}: expected None, or a number above 0")
 
 
 class MappingNetwork(Fp32Buffers):
@@ -260,6 +281,7 @@ class Generator(Pretrained):
                  narrow_const: bool = False, num_fp16_res: int = 0, low_precision: torch.dtype = torch.float16,
                  conv_clamp: float | None = None):
         super().__init__()
+        check_arguments(c_dim, img_channels, num_fp16_res, conv_clamp)
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, channel_base, channel_max, fraction,
@@ -391,6 +413,9 @@ class Discriminator(nn.Module):
                  channel_max: int = 512, fraction: float = 1, mbstd_group_size: int = 4, num_fp16_res: int = 0,
                  low_precision: torch.dtype = torch.float16, conv_clamp: float | None = None):
         super().__init__()
+        check_arguments(c_dim, img_channels, num_fp16_res, conv_clamp)
+        if mbstd_group_size < 1:
+            raise ValueError(f"mbstd_group_size={mbstd_group_size}: expected at least 1")
         self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.mbstd_group_size = mbstd_group_size
         channels = {R: channels_at(R, channel_base, channel_max, fraction) for R in resolutions(img_resolution)}
