@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .config import did_you_mean
 from .latents import Latents
 from .losses import DISTANCES
-from .models.precision import at_precision
+from .precision import at_precision
 
 
 def freeze(teacher: nn.Module) -> nn.Module:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import widened
+
 
 def nonsaturating_generator_loss(fake_logits: Tensor) -> Tensor:
     """`softplus(-D(G(z)))` per sample, `[N, 1]`: small where the discriminator takes the image for real.
@@ -70,7 +72,7 @@ def orthogonal_penalty(weights: Iterable[Tensor]) -> Tensor:
     """
     penalties = []
     for weight in weights:
-        rows = _widened(weight.flatten(1))
+        rows = widened(weight.flatten(1))
         gram = rows @ rows.T                                              # [O, O]
         penalties.append((gram - gram.diagonal().diag()).square().sum() / 2)
     return torch.stack(penalties).sum()
@@ -125,7 +127,7 @@ def l1_distance(x: Tensor, y: Tensor) -> Tensor:
     Returns:
         `[N]`, differentiable.
     """
-    return (_widened(x) - _widened(y)).abs().flatten(1).mean(dim=1)
+    return (widened(x) - widened(y)).abs().flatten(1).mean(dim=1)
 
 
 def rmse_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ def rmse_distance(x: Tensor, y: Tensor) -> Tensor:
     Source: Li et al. 2021, "Revisiting Discriminator in GAN Compression: A Generator-discriminator Cooperative
     Compression Scheme" (GCC, arXiv 2110.14439).
     """
-    difference = (_widened(x) - _widened(y)).flatten(1)
+    difference = (widened(x) - widened(y)).flatten(1)
     # the norm, whose gradient at 0 is 0 and not NaN as the root's is
     return torch.linalg.vector_norm(difference, dim=1) / math.sqrt(difference.shape[1])
 
@@ -165,7 +167,7 @@ def gram_distance(x: Tensor, y: Tensor) -> Tensor:
     """
 
     def gram(features: Tensor) -> Tensor:                                 # [N, C, H, W] -> [N, C, C]
-        rows = _widened(features).flatten(2)
+        rows = widened(features).flatten(2)
         return rows @ rows.transpose(1, 2) / features[0].numel()
 
     return rmse_distance(gram(x), gram(y))
@@ -173,7 +175,3 @@ def gram_distance(x: Tensor, y: Tensor) -> Tensor:
 
 # by the names that a config's `distances` give
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1_distance, "rmse": rmse_distance, "gram": gram_distance}
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

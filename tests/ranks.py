@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -50,10 +50,14 @@ def fork(function: Callable, *arguments) -> BaseProcess:
 def on_ranks(world_size: int, function: Callable, *arguments) -> None:
     """Call `function(run, *arguments)` on so many ranks at once."""
     port = free_port()
-    processes = [fork(_joined, rank, world_size, port, function, *arguments) for rank in range(world_size)]
+    finish([fork(_joined, rank, world_size, port, function, *arguments) for rank in range(world_size)])
+
+
+def finish(processes: Sequence[BaseProcess]) -> None:
+    """Wait for processes, all of which must come to a good end."""
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * world_size
+    assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
 def _joined(rank: int, world_size: int, port: int, function: Callable, *arguments) -> None:

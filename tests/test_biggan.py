@@ -1,19 +1,17 @@
 """BigGAN against BigGAN-PyTorch's networks, and what its normalizations do in training, on two ranks and in 16 bits."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from numerics import GOLDEN, assert_close, normal
-from ranks import free_port
+from ranks import on_ranks
 
 from fastdgl import models
-from fastdgl.engines import average_over_ranks
+from fastdgl.engines import average_over_ranks, end_run
 from fastdgl.models.batch_norm import BatchNormReLU, ConditionalBatchNormReLU, batch_norms, running_statistics, standing_statistics
 from fastdgl.models.biggan import Discriminator, DiscriminatorBlock, Generator, GeneratorBlock, SelfAttention, add_upsampled
 from fastdgl.models.cost import macs, parameter_count
@@ -424,23 +422,21 @@ def tiny_generator(**arguments):
     return Generator(z_dim=8, c_dim=3, img_resolution=32, ch=2, shared_dim=4, attention=16, **arguments)
 
 
-def paint_on_two_ranks(rank, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    z, c = latents(6, 8)[rank::2], classes(6)[rank::2]
+def paint_on_two_ranks(run, folder):
+    z, c = latents(6, 8)[run.rank::2], classes(6)[run.rank::2]
     together = generator_gradients(tiny_generator(sync_batchnorm=True), z, c)
     average_over_ranks(together["gradients"].values())
     G = tiny_generator()
     apart = generator_gradients(G, z, c)
     average_over_ranks(running_statistics(G))
-    torch.save({"together": together, "apart": apart, "averaged": list(running_statistics(G))}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save({"together": together, "apart": apart, "averaged": list(running_statistics(G))}, folder / f"{run.rank}.pt")
+    end_run()
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(paint_on_two_ranks, (free_port(), str(folder)), nprocs=2)
+    on_ranks(2, paint_on_two_ranks, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -12,17 +12,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from fastdgl import config as configs
 from fastdgl.assembly import assemble
 from fastdgl.checkpoints import open_snapshot
-from fastdgl.engines import average_over_ranks, end_run, first_rank_decides, make_engine, start_run
+from fastdgl.engines import Run, average_over_ranks, end_run, first_rank_decides, make_engine, start_run
 from fastdgl.latents import Latents
 from fastdgl.train import Progress, iterate
 
 import tiny_networks
-from ranks import free_port, join
+from ranks import finish, fork, free_port, join, on_ranks
 
 ITERATIONS = 4
 CLASSES = 4
@@ -165,9 +164,8 @@ def train_in_ways(run, folder: Path, ways) -> dict:
     return {way: train(config_of(folder, *way), run) for way in ways}
 
 
-def train_in_some_ways(rank: int, port: int, folder: Path) -> None:
+def train_in_some_ways(run: Run, folder: Path) -> None:
     """One of two ranks, which also tries what needs two: plain PyTorch, overflow on one of them, errors of one of them."""
-    run = join(rank, 2, port)
     results = train_in_ways(run, folder, SOME)
     for family in FAMILIES:
         results["torch", family] = train(config_of(folder, family, "frozen", kind="torch"), run)
@@ -180,7 +178,7 @@ def train_in_some_ways(rank: int, port: int, folder: Path) -> None:
     for stage in (0, 3):
         results["huge", stage] = train(config_of(folder, "stylegan2", "updated", stage, "fp16", initial_scale_power=24), run)
     results["error"] = error_on_the_first_rank(run)
-    torch.save(results, folder / f"{rank}.pt")
+    torch.save(results, folder / f"{run.rank}.pt")
     end_run()
 
 
@@ -226,14 +224,15 @@ def alone(folder) -> dict:
 @pytest.fixture(scope="module")
 def some(folder) -> list[dict]:
     """What `train` gives, for each of two ranks."""
-    mp.spawn(train_in_some_ways, (free_port(), folder), nprocs=2)
+    on_ranks(2, train_in_some_ways, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
 def rest(folder) -> list[dict]:
     """What `train` gives, for each of two ranks and for a process alone."""
-    mp.spawn(train_in_the_other_ways, (free_port(), folder), nprocs=3)
+    port = free_port()
+    finish([fork(train_in_the_other_ways, process, port, folder) for process in range(3)])
     return [torch.load(folder / f"{process}.pt") for process in range(3)]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from ranks import free_port
+from ranks import on_ranks
 from served import serving
 from tiny_networks import BIGGAN, STYLEGAN2, save
 from toy_detectors import Averager, Seer
@@ -243,20 +243,17 @@ def evaluation(folder, out, run, detector):
     return collected
 
 
-def evaluate_on_two(rank, port, folder, out, url):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def evaluate_on_two(run, folder, out, url):
+    os.environ["no_proxy"] = "127.0.0.1"
     detectors.PUBLISHED["inception"] = detectors.Published(url, sha256_of_file(folder / "seer.pt"))
-    run = start_run()
     results = evaluation(folder, out, run, detectors.open_detector("inception", CPU, cache=out))
-    (out / f"{rank}.json").write_text(json.dumps(results))
+    (out / f"{run.rank}.json").write_text(json.dumps(results))
     end_run()
 
 
-def test_two_ranks_find_what_one_finds(monkeypatch, files, tmp_path):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def test_two_ranks_find_what_one_finds(files, tmp_path):
     with serving({"seer.pt": (files / "seer.pt").read_bytes()}) as (address, asked):
-        torch.multiprocessing.spawn(evaluate_on_two, (free_port(), files, tmp_path, address + "seer.pt"), nprocs=2)
+        on_ranks(2, evaluate_on_two, files, tmp_path, address + "seer.pt")
     assert asked == ["seer.pt"]
     on_first, on_second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     start_run()

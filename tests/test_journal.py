@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import math
@@ -10,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from ranks import on_ranks
 
 from fastdgl import journal
+from fastdgl.engines import end_run
 from fastdgl.journal import Journal, RunFolderError, Statistics, format_time, new_run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,28 +207,28 @@ def test_gpu_memory_is_the_peak_of_this_tick():
     assert second["Resources/peak_gpu_mem_gb"]["mean"] < 0.5
 
 
-def record_on_one_of_two(rank, store, out):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    written = Journal(out / "run", total_images=10, rank=rank, progress=False)
-    names = ["a", "b"] if rank == 0 else ["b", "a"]
-    for name in names:
-        written.record(name, values_of(rank, name))
-    written.record("only/0" if rank == 0 else "only/1", 7.0)
-    stats = written.tick(10, 0, 0.0)
-    written.close()
+def record_on_one_of_two(run, out):
+    rank = run.rank
+    with open(out / f"{rank}.txt", "w") as printed, contextlib.redirect_stdout(printed):
+        written = Journal(out / "run", total_images=10, rank=rank, progress=False)
+        names = ["a", "b"] if rank == 0 else ["b", "a"]
+        for name in names:
+            written.record(name, values_of(rank, name))
+        written.record("only/0" if rank == 0 else "only/1", 7.0)
+        stats = written.tick(10, 0, 0.0)
+        written.close()
     shared = {name: stat for name, stat in stats.items() if not name.startswith(("Progress", "Timing", "Resources"))}
     (out / f"{rank}.json").write_text(json.dumps(shared))
-    dist.destroy_process_group()
+    end_run()
 
 
 def values_of(rank, name):
     return torch.arange(3 + 4 * rank, dtype=torch.float64) ** 2 + (100 if name == "b" else 0)
 
 
-def test_two_ranks_report_the_pooled_values_and_one_of_them_writes(tmp_path, capfd):
+def test_two_ranks_report_the_pooled_values_and_one_of_them_writes(tmp_path):
     (tmp_path / "run").mkdir()
-    torch.multiprocessing.spawn(record_on_one_of_two, (tmp_path / "store", tmp_path), nprocs=2)
+    on_ranks(2, record_on_one_of_two, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second and list(first) == ["a", "b", "only/0", "only/1"]
     for name in ["a", "b"]:
@@ -235,8 +237,9 @@ def test_two_ranks_report_the_pooled_values_and_one_of_them_writes(tmp_path, cap
         assert first[name] == pytest.approx(expected, rel=1e-9)
     assert first["only/1"] == {"num": 1, "mean": 7.0, "std": 0.0}
 
-    printed = [line for line in capfd.readouterr().out.splitlines() if line.startswith("tick")]
-    assert len(printed) == len((tmp_path / "run" / "log.txt").read_text().splitlines()) == 1
+    printed, nothing = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert nothing == "" and printed.startswith("tick") and printed.count("\n") == 1
+    assert len((tmp_path / "run" / "log.txt").read_text().splitlines()) == 1
     assert stats_lines(tmp_path / "run")[0]["a"] == first["a"]
     assert len(list((tmp_path / "run").glob("events.out.tfevents*"))) == 1
 

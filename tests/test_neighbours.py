@@ -1,14 +1,12 @@
 """The neighbours of DGL, which compare features with a teacher's: the bank of features, the terms, and what they leave alone."""
 
 import os
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from numerics import normal
-from ranks import free_port, join
+from ranks import on_ranks
 from test_steps import Kept, Recorded, everything, ignore, same, state, with_engines
 from tiny_networks import BIGGAN, STYLEGAN2, save
 from torch import nn
@@ -335,19 +333,19 @@ def trained(family, snapshot, run, engine):
     return {"began": began, "ended": vectors()}
 
 
-def train_on_two_ranks(rank, port, snapshots, folder):
-    run, results = join(rank, 2, port), {}
+def train_on_two_ranks(run, snapshots, folder):
+    results = {}
     for family, stages in ZERO_STAGES.items():
         ways = {"torch": {"kind": "torch"}} | {f"zero{stage}": {"zero_stage": stage} for stage in stages}
         results[family] = {way: trained(family, snapshots[family], run, engine) for way, engine in ways.items()}
-    torch.save(results, Path(folder) / f"{rank}.pt")
+    torch.save(results, folder / f"{run.rank}.pt")
     end_run()
 
 
 @pytest.fixture(scope="module")
 def on_two_ranks(snapshots, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(train_on_two_ranks, (free_port(), snapshots, str(folder)), nprocs=2)
+    on_ranks(2, train_on_two_ranks, snapshots, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

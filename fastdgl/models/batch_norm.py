@@ -13,7 +13,7 @@ from torch.autograd import Function
 
 from fastdgl_kernels import scale_shift_act
 
-from .precision import Fp32Buffers, widened
+from ..precision import Fp32Buffers, widened
 from .spectral_norm import Embedding, Linear
 
 EPS = 1e-5

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..latents import Latents, seeded_z
+from ..precision import at_precision
 from .batch_norm import BatchNormReLU, ConditionalBatchNormReLU, running_statistics, untracked
-from .precision import at_precision
 from .pretrained import Pretrained
 from .spectral_norm import Conv2d, Embedding, Linear, NormalizedEmbedding, SpectralNorm
 

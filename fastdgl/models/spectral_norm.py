@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdgl_kernels import bias_act
 
-from .precision import Fp32Buffers, widened
+from ..precision import Fp32Buffers, widened
 
 
 class SpectralNorm(Fp32Buffers):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fastdgl_kernels import modulated_conv2d_bias_act, setup_filter, upsample2d
 
 from ..latents import Latents, RepeatedNoise, seeded_z
+from ..precision import Fp32Buffers, at_precision
 from .layers import RESAMPLE_TAPS, Conv2dLayer, FullyConnectedLayer, MinibatchStdLayer, normalize_2nd_moment
-from .precision import Fp32Buffers, at_precision
 from .pretrained import Pretrained
 
 NOISE_MODES = ("random", "const", "none")
