@@ -59,18 +59,25 @@ class Student:
         self.start_images = state["start_images"]
 
 
-def check_agreement(config: Config, dataset: ImageDataset) -> None:
-    """Refuse, before anything is built, images and snapshots that do not fit the networks.
+def check_images(config: Config, dataset: ImageDataset) -> None:
+    """Refuse, before anything is built, images that do not fit the networks.
 
     Raises:
-        ConfigError: The images are of another kind than the networks.
-        CheckpointError: The start or a teacher is missing or of other images; a `stage:` is not looked for.
+        ConfigError: They are of another kind.
     """
     if dataset.channels != config.model.channels:
         raise ConfigError(f"model.channels: {config.model.channels}, but the images in {config.images.path} have {dataset.channels}")
     if config.model.classes_only and not dataset.labels_are_classes:
         raise ConfigError(f"images.path: the labels of the images in {config.images.path} are vectors of {dataset.label_dim} numbers; "
                           f"a {config.model.family} takes one class an image, an integer in dataset.json")
+
+
+def check_references(config: Config, dataset: ImageDataset) -> None:
+    """Refuse, before anything is built, snapshots that do not fit the networks and the images.
+
+    Raises:
+        CheckpointError: The start or a teacher is missing or of other images; a `stage:` is not looked for.
+    """
     for reference in config.references.values():
         if not reference.startswith(STAGE_PREFIX):
             open_matching(reference, config, dataset)

@@ -43,7 +43,8 @@ def atomically(path: Path) -> Iterator[Path]:
         with atomically(folder / "config.yaml") as unfinished:
             unfinished.write_text(text)
 
-    Where something is raised inside, `path` stays as it was, and nothing is left behind.
+    Where something is raised inside, `path` stays as it was, and nothing is left behind; where the power fails, `path` is
+    what it was or what it was to be.
 
     Raises:
         DiskFullError: There is no room for it.
@@ -53,9 +54,36 @@ def atomically(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield unfinished
-            os.replace(unfinished, path)
+            put_in_place(unfinished, path)
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Rename a file or folder to `path`, once all that it holds is on the disk; then the new name is, too.
+
+    Without that, a machine that loses its power may come back with the new name and nothing under it.
+
+    Raises:
+        OSError: It cannot take that place, or the disk did not take what was written.
+    """
+    for item in [*unfinished.rglob("*"), unfinished]:
+        flush(item)
+    os.replace(unfinished, path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # some network file systems have no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import config as configs
 from . import interop, models
-from .atomic_files import UNFINISHED, DiskFullError, atomically, free_space, writing
+from .atomic_files import UNFINISHED, DiskFullError, atomically, free_space, put_in_place, writing
 from .engines import Engine, first_rank_decides
 from .images import ImageDataset
 from .models.pretrained import CONFIG, PretrainedError, is_pretrained, read_config, read_state
@@ -416,7 +416,7 @@ def save_checkpoint(root: Path, engines: Mapping[str, Engine], state: Mapping[st
         write(unfinished / f"{STATE}.pt", dict(state))
         if final.exists():
             remove(final)
-        os.replace(unfinished, final)
+        put_in_place(unfinished, final)
         for old in saved_checkpoints(root)[:-keep]:
             remove(old)
 

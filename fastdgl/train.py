@@ -18,7 +18,7 @@ import click
 import torch
 
 from fastdgl import checkpoints, config as configs, ema, models, steps
-from fastdgl.assembly import Student, assemble, check_agreement
+from fastdgl.assembly import Student, assemble, check_images, check_references
 from fastdgl.atomic_files import atomically
 from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
@@ -419,13 +419,16 @@ def open_images(config: Config) -> ImageDataset:
     """The training set.
 
     Raises:
-        DatasetError: It cannot be read, or is of another kind than the config says.
+        DatasetError: It cannot be read, or is of another resolution than the config says.
+        ConfigError: It is of another kind than the networks.
     """
     try:
-        return ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional, mirror=config.images.mirror,
-                            corrupt=config.images.corrupt)
+        dataset = ImageDataset(config.images.path, resolution=config.model.resolution, labels=config.model.conditional, mirror=config.images.mirror,
+                               corrupt=config.images.corrupt)
     except LabelsMissing as error:
         raise DatasetError(f"{error}; {config.without_labels}") from None
+    check_images(config, dataset)
+    return dataset
 
 
 def begin_folder(config: Config, sheet: SampleSheet, student: Student) -> Path:
@@ -456,7 +459,7 @@ def keep_config(folder: Path, config: Config) -> None:
 def check_files(plan: Sequence[Config]) -> None:
     """Find out before the first stage what would stop a later one: missing images and teachers."""
     for config in plan:
-        check_agreement(config, open_images(config))
+        check_references(config, open_images(config))
 
 
 def check_metrics(plan: Sequence[Config], run: Run) -> None:

@@ -1,8 +1,9 @@
+import errno
 import os
 
 import pytest
 
-from fastdgl.atomic_files import atomically
+from fastdgl.atomic_files import DiskFullError, atomically
 
 
 def names(folder):
@@ -29,6 +30,46 @@ def test_what_fails_leaves_the_old_and_nothing_else(tmp_path, write):
             write(unfinished)
             1 / 0
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def kept_by_the_disk(monkeypatch):
+    """What is waited for, and what is renamed, by its name then."""
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(("flush", os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda source, target: (done.append(("rename", os.path.basename(target))), replace(source, target)))
+    return done
+
+
+def test_all_of_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = kept_by_the_disk(monkeypatch)
+    with atomically(tmp_path / "a") as unfinished:
+        unfinished.mkdir()
+        for name in ("one", "two"):
+            (unfinished / name).write_text(name)
+    assert sorted(done[:3]) == [("flush", name) for name in sorted([unfinished.name, "one", "two"])]
+    assert done[3:] == [("rename", "a"), ("flush", tmp_path.name)]
+
+
+def test_a_disk_that_takes_nothing_at_last_leaves_the_old(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a").write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match="a: cannot be written: No space left on device"):
+        with atomically(tmp_path / "a") as unfinished:
+            unfinished.write_text("new")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_a_file_system_that_has_no_flush_is_none_that_fails(tmp_path, monkeypatch):
+    def unknown(handle):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unknown)
+    with atomically(tmp_path / "a") as unfinished:
+        unfinished.write_text("new")
+    assert (tmp_path / "a").read_text() == "new"
 
 
 def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path):

@@ -611,6 +611,13 @@ class TestBadInput:
         sentence = refusal("--resume", tmp_path / "runs" / "00000-tiny", "model.generator_fraction=0.5")
         assert "cannot be loaded into this run" in sentence and "size mismatch" in sentence
 
+    def test_resuming_with_images_of_another_kind(self, tiny, tmp_path):
+        train("--config", tiny())
+        labels = json.dumps({"labels": [["0.png", 0]]}).encode()
+        write_images(tmp_path / "colours.zip", {"0.png": Image.new("RGB", (32, 32)), "dataset.json": labels})
+        sentence = refusal("--resume", tmp_path / "runs" / "00000-tiny", f"images.path={tmp_path / 'colours.zip'}")
+        assert "model.channels: 1" in sentence and "have 3" in sentence
+
     def test_resuming_in_another_precision(self, tiny, tmp_path, monkeypatch):
         train("--config", tiny())
         # that the engine itself is made is not needed to find out
