@@ -54,6 +54,8 @@ class Student:
                 "start_images": self.start_images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if type(state["start_images"]) is not int or state["start_images"] < 0:
+            raise ValueError(f"its start_images is {state['start_images']!r:.50}")
         self.average.load_state_dict(state["G_ema"])
         self.gan.path_length_mean.copy_(state["path_length_mean"])
         self.start_images = state["start_images"]

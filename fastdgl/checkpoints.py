@@ -8,7 +8,8 @@ folder with everything a run needs to continue; it appears whole or not at all.
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from . import config as configs
 from . import interop, models
 from .atomic_files import UNFINISHED, DiskFullError, atomically, free_space, put_in_place, writing
-from .engines import Engine, first_rank_decides
+from .engines import Engine, check_state, first_rank_decides
 from .images import ImageDataset
 from .models.pretrained import CONFIG, PretrainedError, is_pretrained, read_config, read_state
 from .models.stylegan2 import MappingNetwork
@@ -515,11 +516,23 @@ def load_engines(folder: Path, engines: Mapping[str, Engine], *, others_allowed:
                               f"continue with the config of that run")
     for name, engine in engines.items():
         state = load(folder, name)
-        try:
+        with loading(folder, name):
+            check_state(state)
             engine.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{folder / name}.pt: cannot be loaded into this run ({' '.join(str(error).split())[:200]}); "
-                                  f"continue with the config of that run") from error
+
+
+@contextmanager
+def loading(folder: Path, name: str) -> Iterator[None]:
+    """Inside, what one file of a checkpoint holds is put to use.
+
+    Raises:
+        CheckpointError: It does not fit.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / name}.pt: cannot be loaded into this run ({' '.join(str(error).split())[:200]}); "
+                              f"continue with the config of that run") from error
 
 
 def newest_checkpoint(run_folder: Path) -> Path:

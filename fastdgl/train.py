@@ -36,6 +36,8 @@ from fastdgl.training_metrics import Evaluator
 from fastdgl.warmup import compile_kernels
 
 CONFIG_NAME = "config.yaml"
+# more than any run counts to: images, steps, seconds
+MOST = 2**63
 
 # real images [N, C, H, W] and their labels [N, c_dim]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -78,6 +80,17 @@ class Progress:
     tick: int = 0
     elapsed: float = 0.0
     rollbacks: int = 0
+
+    def load_state_dict(self, state: Mapping[str, int | float]) -> None:
+        """Back to `vars` of another.
+
+        Raises:
+            ValueError: It is of something else.
+        """
+        for name, value in vars(self).items():
+            if type(state[name]) is not type(value) or not 0 <= state[name] < MOST:
+                raise ValueError(f"its {name} is {state[name]!r:.50}")
+        vars(self).update((name, state[name]) for name in vars(self))
 
 
 def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
@@ -317,13 +330,15 @@ def resume(student: Student, latents: Latents, progress: Progress, checkpoint: P
         CheckpointError: It is of a run of another `engine.precision`, or does not fit.
     """
     state = checkpoints.load_state(checkpoint)
-    saved = state["carried_by"]["engine.precision"]
+    with checkpoints.loading(checkpoint, checkpoints.STATE):
+        saved = str(state["carried_by"]["engine.precision"])[:50]
     if saved != precision:
         raise CheckpointError(f"{checkpoint}: was saved with engine.precision {saved}, this run has {precision}; continue with {saved}")
     checkpoints.load_engines(checkpoint, student.engines)
-    student.load_state_dict(state["student"])
-    latents.load_state_dict(state["latents"])
-    vars(progress).update(state["progress"])
+    with checkpoints.loading(checkpoint, checkpoints.STATE):
+        student.load_state_dict(state["student"])
+        latents.load_state_dict(state["latents"])
+        progress.load_state_dict(state["progress"])
 
 
 def sheet_name(seen: int) -> str:

@@ -1,5 +1,6 @@
 """Snapshots, checkpoints and pickles that are damaged, or made to do harm: one sentence, or the networks; nothing is run."""
 
+import copy
 import io
 import json
 import os
@@ -7,9 +8,11 @@ import pickle
 import struct
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
+import tiny_networks
 import torch
 from foreign_files import write_nvidia
 from hostile import damaged, examples, for_all, not_for_ever, one_sentence
@@ -19,9 +22,13 @@ from test_checkpoints import CONFIG, IMAGES, make_networks
 from test_hostile_configs import values
 from test_unpickling import ATTACKS, WRITERS
 
-from fastdgl import checkpoints, interop
+from fastdgl import checkpoints, config as configs, interop
+from fastdgl.assembly import assemble
 from fastdgl.checkpoints import CheckpointError, load_state, open_snapshot, save_snapshot
+from fastdgl.engines import end_run, start_run
 from fastdgl.interop.unpickling import ForeignFileError, load
+from fastdgl.latents import Latents
+from fastdgl.train import Progress, resume
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +208,76 @@ def test_a_damaged_state_is_loaded_or_refused(examples, tmp_path):
                 one_sentence(error)
 
     for_all(damaged(files), examples, check)
+
+
+@pytest.fixture(scope="module")
+def student():
+    """One that has stepped once, and its config."""
+    config = configs.from_dict({"images": {"path": "digits"}, "engine": {"kind": "torch"}, "model": tiny_networks.STYLEGAN2 | {"channels": 1}}, "tiny")
+    run = start_run()
+    yield assemble(config, SimpleNamespace(label_dim=0, class_names=None), run, resumed=False)
+    end_run()
+
+
+def step(student):
+    for engine in student.engines.values():
+        for parameter in engine.module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        engine.step()
+
+
+THINGS = st.one_of(values, st.sampled_from([
+    -1, 2**70, float("nan"), b"x", (), torch.zeros([]), torch.zeros(0), torch.zeros(3), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(8, dtype=torch.bool),
+    torch.zeros(8, dtype=torch.complex64), torch.zeros(1).expand(2**20, 2**20), torch.zeros(8).to_sparse(), torch.zeros(5056, dtype=torch.uint8), torch.Size([1])]))
+
+
+@st.composite
+def changes(draw, files):
+    """Where in one of the files of a checkpoint something is left out, called otherwise, or replaced by another: keys, and what to do there."""
+    keys, here = [], files
+    while isinstance(here, dict) and here and (len(keys) < 2 or draw(st.integers(0, 4))):
+        keys.append(draw(st.sampled_from(sorted(here))))
+        here = here[keys[-1]]
+    return keys, *draw(st.one_of(st.just(("remove", None)), st.tuples(st.just("rename"), st.one_of(st.text(max_size=4), st.integers(), st.none())),
+                                 st.tuples(st.just("replace"), THINGS)))
+
+
+def changed(files, keys, fault, thing):
+    """A copy of the files with that change."""
+    file, *keys, last = keys
+    content = here = copy.deepcopy(files[file])
+    for key in keys:
+        here = here[key]
+    value = here.pop(last)
+    if fault != "remove":
+        here[thing if fault == "rename" else last] = value if fault == "rename" else thing
+    return files | {file: content}
+
+
+@examples(few=40, many=5000)
+def test_any_state_is_gone_on_from_or_refused(examples, tmp_path, student):
+    latents = Latents(0, torch.zeros(1, dtype=torch.int64), torch.device("cpu"), c_dim=0)
+    step(student)
+    state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(Progress(8)), "carried_by": {"engine.precision": "fp32"}}
+    files = {name: engine.state_dict() for name, engine in student.engines.items()} | {"state": state}
+
+    def check(change):
+        for name, content in changed(files, *change).items():
+            torch.save(content, tmp_path / f"{name}.pt")
+        progress = Progress(0)
+        with not_for_ever():
+            try:
+                resume(student, latents, progress, tmp_path, "fp32")
+            except CheckpointError as error:
+                one_sentence(error)
+            else:
+                # what was taken is there to be gone on with
+                step(student)
+                latents.normal([2, 3])
+                assert isinstance(progress.seen + progress.iteration + progress.tick + progress.rollbacks, int) and isinstance(progress.elapsed, float)
+                assert isinstance(student.start_images, int)
+
+    for_all(changes(files), examples, check)
 
 
 @pytest.mark.parametrize("attack", ["os.system", "in-a-zip", "in-a-legacy-file", "eval"])

@@ -278,6 +278,35 @@ def load_whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, master
                                    for key, value in state["moments"].get(name, {}).items()}
 
 
+def check_state(state: Any) -> None:
+    """Refuse what is not a `State`, before some of it is loaded.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not (isinstance(state, dict) and set(state) == {"parameters", "buffers", "moments", "loss_scale"} and all(isinstance(part, dict) for part in state.values())):
+        raise ValueError("it is no state of a network and its optimizer")
+    parameters, moments = state["parameters"], state["moments"]
+    for name, value in (parameters | state["buffers"]).items():
+        if not (isinstance(name, str) and is_array(value)):
+            raise ValueError(f"{name!r:.50} is no array of numbers")
+    for name, value in moments.items():
+        if name not in parameters or not isinstance(value, dict) or set(value) != set(MOMENTS) or not all(map(is_array, value.values())):
+            raise ValueError(f"{name!r:.50} has moments that are none of Adam's")
+        for key in MOMENTS:
+            shape = torch.Size() if key == "step" else parameters[name].shape
+            if value[key].shape != shape or not value[key].is_floating_point():
+                raise ValueError(f"{key} of {name} is {value[key].dtype} {list(value[key].shape)}, expected floating point {list(shape)}")
+    for name, value in state["loss_scale"].items():
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"the loss scale's {name!r:.50} is no number")
+
+
+def is_array(value: Any) -> bool:
+    """Whether this is a tensor of real numbers, each in its place."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex()
+
+
 def buffers(module: nn.Module) -> dict[str, Tensor]:
     """What a network keeps besides its parameters."""
     parameters = dict(module.named_parameters())
