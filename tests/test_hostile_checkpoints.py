@@ -1,7 +1,6 @@
 """Snapshots, checkpoints and pickles that are damaged, or made to do harm: one sentence, or the networks; nothing is run."""
 
 import copy
-import io
 import json
 import os
 import pickle
@@ -11,7 +10,6 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
-import safetensors.torch
 import tiny_networks
 import torch
 from foreign_files import write_nvidia
@@ -20,9 +18,9 @@ from hypothesis import strategies as st
 from numerics import normal
 from test_checkpoints import CONFIG, IMAGES, make_networks
 from test_hostile_configs import values
-from test_unpickling import ATTACKS, WRITERS
+from test_unpickling import ATTACKS, WRITERS, torch_saved
 
-from fastdgl import checkpoints, config as configs, interop
+from fastdgl import config as configs, interop
 from fastdgl.assembly import assemble
 from fastdgl.checkpoints import CheckpointError, load_state, open_snapshot, save_snapshot
 from fastdgl.engines import end_run, start_run
@@ -192,11 +190,7 @@ def test_any_pretrained_folder_is_read_or_refused(examples, tmp_path):
 @examples(few=40, many=5000)
 def test_a_damaged_state_is_loaded_or_refused(examples, tmp_path):
     state = {"student": {"G_ema": {"w": normal(3)}, "start_images": 0}, "progress": {"seen": 8}, "carried_by": {"ranks": 1}}
-    files = []
-    for options in ({}, {"_use_new_zipfile_serialization": False}):
-        file = io.BytesIO()
-        torch.save(state, file, **options)
-        files.append(file.getvalue())
+    files = [torch_saved(state), torch_saved(state, _use_new_zipfile_serialization=False)]
 
     def check(data):
         (tmp_path / "state.pt").write_bytes(data)

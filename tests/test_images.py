@@ -40,7 +40,8 @@ def write(path: Path, files: dict[str, bytes]) -> Path:
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in files.items():
-                archive.writestr(name, data)
+                # of no date: the same bytes every time
+                archive.writestr(zipfile.ZipInfo(name), data)
         return path
     for name, data in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from fastdgl.samples import SampleSheet
 from fastdgl.train import main
 
 from ranks import free_port
-from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, networks, refusal, same, statistics, switch_off, train
+from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, networks, refusal, statistics, switch_off, train
 
 STAGES = {
     "teacher": {},

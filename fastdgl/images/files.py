@@ -107,7 +107,8 @@ class Archive:
                 f"{path} is neither a folder nor a zip that opens ({cause(error)}): expected a dataset; "
                 "run `fastdgl dataset` to prepare the images"
             ) from error
-        self.names = sorted({entry.filename for entry in entries if not entry.is_dir()})
+        # not is_dir(), which fails where a damaged name is empty
+        self.names = sorted({entry.filename for entry in entries if not entry.filename.endswith("/")})
         self.folders = {entry.filename.split("/")[0] for entry in entries if "/" in entry.filename}
 
     def read(self, name: str) -> bytes:
