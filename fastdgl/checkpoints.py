@@ -372,8 +372,7 @@ def check_has_discriminator(snapshot: Snapshot) -> None:
         CheckpointError: It has none.
     """
     if "D" not in snapshot.arguments:
-        raise CheckpointError(f"{snapshot.path}: holds no discriminator, so it can draw images, and can neither teach nor be the start of a run; "
-                              f"expected a file with D")
+        raise CheckpointError(f"{snapshot.path}: {WITHOUT_D}; expected a file with D")
 
 
 def check_same_images(snapshot: Snapshot, dataset: ImageDataset) -> None:

@@ -581,7 +581,7 @@ def test_a_damaged_folder_is_refused_with_the_file(biggan, damage, said):
 
 def test_a_biggan_without_a_discriminator_does_not_teach(biggan):
     (biggan.path / "D.pth").unlink()
-    with pytest.raises(CheckpointError, match="weights: holds no discriminator"):
+    with pytest.raises(CheckpointError, match="weights: it holds no discriminator"):
         open_teacher(str(biggan.path), run_of(8), SimpleNamespace(), 1)
 
 
@@ -628,7 +628,7 @@ def test_a_file_without_a_discriminator_draws_and_does_not_teach(tmp_path, name)
     result = convert(tmp_path / "b.pth", tmp_path / "c.safetensors")
     assert "note: it holds no discriminator: it draws images, and can neither teach nor be the start of a run" in result.output
     images = SimpleNamespace(resolution=16, channels=3, label_dim=0, class_names=None)
-    with pytest.raises(CheckpointError, match=re.escape(f"{name}: holds no discriminator, so it can draw images, and can neither teach")):
+    with pytest.raises(CheckpointError, match=re.escape(f"{name}: it holds no discriminator: it draws images, and can neither teach")):
         open_teacher(str(tmp_path / name), run_of(8), images, 1)
     result = CliRunner().invoke(main, ["generate", "--network", str(tmp_path / name), "--seeds", "0-1", "--outdir", str(tmp_path / "out")])
     assert result.exit_code == 0 and len(list((tmp_path / "out").iterdir())) == 2
