@@ -84,7 +84,7 @@ def metrics_of(snapshot: Snapshot) -> Metrics:
                 numbers += found
     latest: dict[tuple, Measured] = {}
     for number in sorted(numbers, key=lambda number: number.timestamp):
-        latest[number.name, *map(str, number.conditions.values())] = number
+        latest[(number.name, *map(str, number.conditions.values()))] = number
     return Metrics(list(latest.values()), elsewhere, unreadable)
 
 
