@@ -419,7 +419,7 @@ class Train(Section):
     ema_start: With `ema_decay`, steps of G before which the average is a copy of G; a run started from a snapshot goes on averaging at once.
     tick_kimg: A tick, the unit of reporting.
     image_ticks, snapshot_ticks, checkpoint_ticks: Ticks between two sample grids, network snapshots, training
-        checkpoints. Each is also written at the end; 0 writes it at the end only.
+        checkpoints. Each is also written at the end; 0 writes it at the end only. There is also a checkpoint before metrics are computed.
     keep_checkpoints: How many of the newest training checkpoints stay.
     keep_snapshots: How many of the newest network snapshots stay, or `all`. A stage that starts from this run, or is taught by it, takes
         the last, which always stays.

@@ -107,6 +107,7 @@ def room(outdir: Path) -> Iterator[Finding]:
     memory = psutil.virtual_memory()
     yield Finding("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free, {os.cpu_count()} processors",
                   short(memory.available, LEAST_MEMORY, "memory", "end other programs, or lower images.workers and train.batch"))
+    yield Finding("outdir", *outcome(lambda: write_into(outdir), "choose another outdir, or make it writable"))
     free = shutil.disk_usage(existing(outdir)).free
     yield Finding("disk", f"{free / GIB:.1f} GiB free for {outdir}", short(free, LEAST_DISK, f"room in {outdir}", "remove old runs, or choose another outdir"))
     if SHARED_MEMORY.is_dir():
@@ -147,8 +148,10 @@ def write_into(folder: Path) -> str:
     """A file in the folder, or in the one that it will be made in, and away again.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be written, or is no folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder")
     with tempfile.TemporaryFile(dir=existing(folder)):
         return f"{folder}, can be written"
 

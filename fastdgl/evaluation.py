@@ -62,7 +62,7 @@ def evaluate_command(network: str, data: str, metrics: list[str], detector_name:
         check_computable(metrics, type(G), num, len(dataset))
         # all detectors before hours go into the first metric
         groups = [(open_detector(name, run.device, sha256, cache), group) for name, group in grouped(metrics, detector_name).items()]
-        for line in evaluated(groups, G, dataset, run, snapshot=snapshot.path.name, data=data, num=num, cache=cache, batch=batch, workers=workers):
+        for line in evaluated(groups, G, dataset, run, snapshot=snapshot.path.name, seen=snapshot.seen, data=data, num=num, cache=cache, batch=batch, workers=workers):
             if run.rank == 0:
                 append_line(outdir, line)
                 click.echo("\n".join(f"{key} {value:.6g}" for key, value in line["results"].items()))

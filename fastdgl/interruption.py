@@ -55,11 +55,14 @@ class StopRequest:
             os.write(2, f"\n{reason}: stopping after this step, with a checkpoint; "
                         f"a signal after {ONE_REQUEST} seconds ends at once, without\n".encode())
 
-    def agreed(self) -> bool:
+    def agreed(self, at_once: bool = False) -> bool:
         """Whether a rank has been asked to stop: the same answer on every rank. All call it after every step.
 
-        On several ranks this is an all-reduce of four bytes. On GPUs the answer is that of the step before, so that no
+        On several ranks this is an all-reduce of four bytes. On GPUs the answer is that of the call before, so that no
         rank waits for its GPU to know it.
+
+        Args:
+            at_once: Wait for it, where no step hides the wait.
         """
         if self.received is None and self.run.command is not None and deepspeed_command() != self.run.command:
             self._request(signal.SIGTERM, "the deepspeed command has ended")
@@ -70,6 +73,8 @@ class StopRequest:
         if self.run.device.type == "cpu":
             return bool(asked)
         before, self._answer = self._answer, to_host(asked)
+        if at_once:
+            before = self._answer
         if before is None:
             return False
         answer, arrived = before

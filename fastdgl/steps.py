@@ -145,7 +145,9 @@ def path_length_step(gan: Adversaries, latents: Latents, loss: StyleGAN2Loss, N:
                 lengths = path_lengths(fake, ws, latents.normal)
                 mean = lengths.detach().mean()
                 average_over_ranks([mean])
-                gan.path_length_mean.lerp_(mean, loss.path_length_decay)
+                moved = gan.path_length_mean.lerp(mean, loss.path_length_decay)
+                # one length beyond 16 bits would stay in the mean for good
+                gan.path_length_mean.copy_(torch.where(mean.isfinite(), moved, gan.path_length_mean))
                 penalty = (lengths - gan.path_length_mean).square()
                 record("Loss/pl_penalty", penalty)
                 weight = loss.path_length_weight * loss.path_length_interval

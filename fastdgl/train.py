@@ -106,10 +106,10 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     student = assemble(config, dataset, run, resumed=resumed is not None)
     latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size,
                       dataset.label_dim)
-    progress = Progress(seen=student.start_images)
+    progress, faults = Progress(seen=student.start_images), {}
     if resumed is not None:
         first_rank_decides(lambda: checkpoints.remove_unfinished(resumed))
-        resume(student, latents, progress, checkpoints.newest_checkpoint(resumed), config.engine.precision)
+        faults = resume(student, latents, progress, dataset, checkpoints.newest_checkpoint(resumed), config.engine.precision)
     end = student.start_images + round(config.train.kimg * 1000)
 
     sheet = SampleSheet(dataset, config.model.z_dim, config.seed, run.device)
@@ -120,26 +120,32 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     with StopRequest(run) as stop:
         while True:
             try:
-                return go_on(config, run, folder, dataset, student, latents, progress, sheet, evaluator, end, stop, news)
+                return go_on(config, run, folder, dataset, student, latents, progress, sheet, evaluator, end, stop, faults, news)
             except Diverged as error:
                 saved = first_rank_decides(lambda: checkpoints.saved_checkpoints(folder / checkpoints.CHECKPOINTS))
-                if progress.rollbacks == config.train.rollbacks or not saved:
-                    raise TrainingError(f"{error}; resume from the last checkpoint with a lower learning rate, {config.remedies}") from None
+                # a resumed run may have gone back more often than it now may
+                if progress.rollbacks >= config.train.rollbacks or not saved:
+                    way_on = "resume from the last checkpoint" if saved else "start again"
+                    raise TrainingError(f"{error}; {way_on} with a lower learning rate, {config.remedies}") from None
                 news = f"{error}; back to {saved[-1]}, {progress.rollbacks + 1} of {config.train.rollbacks} times (train.rollbacks)"
-                go_back(config, student, latents, progress, saved[-1])
+                faults = go_back(config, student, latents, progress, dataset, saved[-1])
 
 
-def go_back(config: Config, student: Student, latents: Latents, progress: Progress, checkpoint: Path) -> None:
-    """To a checkpoint, and on from there with other random inputs: the same ones would lead to the same end."""
+def go_back(config: Config, student: Student, latents: Latents, progress: Progress, dataset: ImageDataset, checkpoint: Path) -> dict[int, str]:
+    """To a checkpoint, and on from there with other random inputs: the same ones would lead to the same end. Returns what `resume` does."""
     rollbacks = progress.rollbacks + 1
-    resume(student, latents, progress, checkpoint, config.engine.precision)
+    faults = resume(student, latents, progress, dataset, checkpoint, config.engine.precision)
     progress.rollbacks = rollbacks
     latents.reseed([config.seed, student.start_images, rollbacks])
+    return faults
 
 
 def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
-          sheet: SampleSheet, evaluator: Evaluator | None, end: int, stop: StopRequest, news: str) -> Summary:
+          sheet: SampleSheet, evaluator: Evaluator | None, end: int, stop: StopRequest, faults: Mapping[int, str], news: str) -> Summary:
     """Train from where `progress` stands to `end`, saying `news` first.
+
+    Args:
+        faults: What is wrong with images, as far as that has been told.
 
     Raises:
         Diverged, Stopped: As they say.
@@ -152,9 +158,12 @@ def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student
     images = stream(dataset, config.train.batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
                     workers=config.images.workers, timeout=config.images.timeout, device=run.device)
     with closing(images), closing(journal):
-        tick_start, maintenance, stats, suspects, faults = progress.seen, -time.perf_counter(), {}, set(), {}
+        tick_start, maintenance, stats, suspects = progress.seen, -time.perf_counter(), {}, set()
         if evaluator is not None and progress.tick:
-            catch_up(evaluator, config, folder, progress, journal, done=progress.seen >= end)
+            catch_up(evaluator, config, folder, progress, journal, stop, done=progress.seen >= end)
+            if stop.agreed(at_once=True):
+                say_stopped(journal, folder, progress, end)
+                raise Stopped
         maintenance += time.perf_counter()
         while progress.seen < end:
             seen = progress.seen
@@ -171,16 +180,23 @@ def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student
                 progress.elapsed = stats["Timing/total_sec"]["mean"]
                 progress.tick += 1
                 if stopping and not done:
-                    save(config, folder, student, latents, progress)
+                    save(config, folder, student, latents, progress, faults)
                 else:
-                    keep(config, folder, dataset, student, latents, progress, sheet, evaluator, journal, done)
+                    saved = keep(config, folder, dataset, student, latents, progress, sheet, evaluator, journal, stop, faults, done)
+                    stopping = stop.agreed(at_once=True)
+                    if stopping and not saved:
+                        save(config, folder, student, latents, progress, faults)
                 maintenance += time.perf_counter()
                 tick_start = progress.seen
             if stopping:
-                journal.message(f"stopped as asked after {progress.seen / 1000:g} kimg, " +
-                                ("the end of this run" if done else f"with a checkpoint and no snapshot; go on with --resume {folder}"))
+                say_stopped(journal, folder, progress, end)
                 raise Stopped
     return summary(config, folder, dataset, student, progress, stats)
+
+
+def say_stopped(journal: Journal, folder: Path, progress: Progress, end: int) -> None:
+    journal.message(f"stopped as asked after {progress.seen / 1000:g} kimg, " +
+                    ("the end of this run" if progress.seen >= end else f"with a checkpoint; go on with --resume {folder}"))
 
 
 def iterate(student: Student, images: Iterator[Batch], latents: Latents, config: Config, world_size: int, progress: Progress,
@@ -269,9 +285,10 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
     found = {name for name, stat in stats.items() if name.startswith("Loss/") and not math.isfinite(stat["mean"])}
     in_16_bits = config.model.num_fp16_res > 0 or config.engine.precision != "fp32"
     losses = [f"{name} became {stats[name]['mean']}" for name in sorted(found & suspects if in_16_bits else found)]
-    with student.whole():
-        broken = {f"{name}'s parameter {key} became infinite or NaN" for name, network in student.networks.items()
-                  for key, parameter in network.named_parameters() if not parameter.isfinite().all()}
+    broken = not_finite("G_ema", student.average)
+    for name, engine in student.engines.items():
+        with engine.whole():
+            broken |= not_finite(name, engine.module)
     parameters = sorted(set().union(*gathered(broken)))
     # a loss scale finds its way by such steps
     left_out = [f"{engine.skipped_steps} step(s) of {name} were left out, in which a gradient was infinite or NaN"
@@ -283,10 +300,22 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
     return found
 
 
+def not_finite(name: str, network: torch.nn.Module) -> set[str]:
+    """A sentence for each parameter and buffer that is not finite."""
+    kinds = {"parameter": network.named_parameters(), "buffer": network.named_buffers()}
+    return {f"{name}'s {kind} {key} became infinite or NaN" for kind, tensors in kinds.items() for key, tensor in tensors
+            if tensor.is_floating_point() and not tensor.isfinite().all()}
+
+
 def keep(config: Config, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
-         sheet: SampleSheet, evaluator: Evaluator | None, journal: Journal, done: bool) -> None:
-    """Write what is due after a tick: a sheet of samples, a snapshot, a checkpoint, metrics."""
+         sheet: SampleSheet, evaluator: Evaluator | None, journal: Journal, stop: StopRequest, faults: Mapping[int, str], done: bool) -> bool:
+    """Write what is due after a tick: a sheet of samples, a snapshot, a checkpoint, metrics.
+
+    Returns:
+        Whether there is a checkpoint of this moment.
+    """
     settings, snapshot = config.train, folder / snapshot_name(progress.seen)
+    evaluating = evaluator is not None and due(settings.snapshot_ticks * config.metrics.every, progress, done)
     if due(settings.image_ticks, progress, done):
         first_rank_decides(lambda: sheet.save_fake(folder / sheet_name(progress.seen), student.average))
     if due(settings.snapshot_ticks, progress, done):
@@ -294,16 +323,18 @@ def keep(config: Config, folder: Path, dataset: ImageDataset, student: Student, 
             first_rank_decides(lambda: checkpoints.save_snapshot(snapshot, student.networks, config, dataset, progress.seen))
         if settings.keep_snapshots != "all":
             first_rank_decides(lambda: checkpoints.remove_old_snapshots(snapshot, settings.keep_snapshots))
-    if due(settings.checkpoint_ticks, progress, done):
-        save(config, folder, student, latents, progress)
+    saved = evaluating or due(settings.checkpoint_ticks, progress, done)
+    if saved:
+        save(config, folder, student, latents, progress, faults)
     # last, since they may take longest: what is interrupted then, resuming makes up for
-    if evaluator is not None and due(settings.snapshot_ticks * config.metrics.every, progress, done):
-        evaluator.evaluate(snapshot, config.metrics.names, progress.seen, journal)
+    if evaluating:
+        evaluator.evaluate(snapshot, config.metrics.names, progress.seen, journal, stop)
+    return saved
 
 
-def save(config: Config, folder: Path, student: Student, latents: Latents, progress: Progress) -> None:
-    """Write a checkpoint of this moment."""
-    state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress),
+def save(config: Config, folder: Path, student: Student, latents: Latents, progress: Progress, faults: Mapping[int, str]) -> None:
+    """Write a checkpoint of this moment. faults: What is wrong with the images that were replaced so far, on any rank."""
+    state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress), "faults": dict(faults),
              "carried_by": {"engine.precision": config.engine.precision}}
     checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
 
@@ -313,18 +344,21 @@ def due(every: int, progress: Progress, done: bool) -> bool:
     return done or (every > 0 and progress.tick % every == 0)
 
 
-def catch_up(evaluator: Evaluator, config: Config, folder: Path, progress: Progress, journal: Journal, done: bool) -> None:
+def catch_up(evaluator: Evaluator, config: Config, folder: Path, progress: Progress, journal: Journal, stop: StopRequest, done: bool) -> None:
     """Compute what a run was interrupted in computing after the checkpoint that it now goes on from."""
     snapshot = folder / snapshot_name(progress.seen)
-    first_rank_decides(lambda: evaluator.forget_after(snapshot))
+    first_rank_decides(lambda: evaluator.forget_after(snapshot, progress.seen))
     if due(config.train.snapshot_ticks * config.metrics.every, progress, done):
-        names = first_rank_decides(lambda: evaluator.missing(snapshot))
+        names = first_rank_decides(lambda: evaluator.missing(snapshot, progress.seen))
         if names:
-            evaluator.evaluate(snapshot, names, progress.seen, journal)
+            evaluator.evaluate(snapshot, names, progress.seen, journal, stop)
 
 
-def resume(student: Student, latents: Latents, progress: Progress, checkpoint: Path, precision: str) -> None:
+def resume(student: Student, latents: Latents, progress: Progress, dataset: ImageDataset, checkpoint: Path, precision: str) -> dict[int, str]:
     """Everything back to the moment of the checkpoint.
+
+    Returns:
+        What is wrong with the images that had been replaced by then, by their numbers.
 
     Raises:
         CheckpointError: It is of a run of another `engine.precision`, or does not fit.
@@ -339,6 +373,10 @@ def resume(student: Student, latents: Latents, progress: Progress, checkpoint: P
         student.load_state_dict(state["student"])
         latents.load_state_dict(state["latents"])
         progress.load_state_dict(state["progress"])
+        if not all(isinstance(i, int) and isinstance(fault, str) for i, fault in state["faults"].items()):
+            raise ValueError("its faults are no sentences by the numbers of images")
+        dataset.faults |= state["faults"]
+    return state["faults"]
 
 
 def sheet_name(seen: int) -> str:

@@ -15,9 +15,10 @@ from .fidelity.cache import check_writable
 from .fidelity.detectors import Detector, open_detector
 from .fidelity.download import cache_folder
 from .fidelity.metrics import (
-    BETTER, append_line, check_computable, check_detector, evaluated, grouped, metric_lines, name_of, replace_lines,
+    BETTER, append_line, check_computable, check_detector, evaluated, grouped, lines_path, metric_lines, name_of, replace_lines,
 )
 from .images import ImageDataset
+from .interruption import StopRequest
 from .journal import Journal
 from .models import FAMILIES
 
@@ -48,8 +49,11 @@ class Evaluator:
         for detector, metrics in self.groups:
             check_detector(metrics, self.dataset, detector, run.device)
 
-    def evaluate(self, path: Path, names: Collection[str], seen: int, journal: Journal) -> None:
-        """Compute these metrics of the snapshot at `path`, saved after `seen` images. All ranks call it together."""
+    def evaluate(self, path: Path, names: Collection[str], seen: int, journal: Journal, stop: StopRequest) -> None:
+        """Compute these metrics of the snapshot at `path`, saved after `seen` images, or as many as are done when the run is asked to stop.
+
+        All ranks call it together.
+        """
         def keep(line: dict[str, Any]) -> None:
             for key, value in line["results"].items():
                 journal.message(f"{path.name}: {key} {value:.6g}")
@@ -60,22 +64,25 @@ class Evaluator:
         chosen = [(detector, [metric for metric in metrics if metric in names]) for detector, metrics in self.groups]
         with self._apart_from_training():
             G = open_snapshot(path).averaged_generator(self.run.device)
-            for line in evaluated([group for group in chosen if group[1]], G, self.dataset, self.run, snapshot=path.name,
+            for line in evaluated([group for group in chosen if group[1]], G, self.dataset, self.run, snapshot=path.name, seen=seen,
                                   data=self.config.images.path, num=self.config.metrics.fakes, cache=self.cache,
                                   batch=self.config.metrics.batch, workers=self.config.images.workers):
                 first_rank_decides(lambda line=line: keep(line))
+                if stop.agreed(at_once=True):
+                    break
 
-    def forget_after(self, path: Path) -> None:
-        """Drop what an interrupted run wrote of the snapshots after that at `path`: they will come again."""
+    def forget_after(self, path: Path, seen: int) -> None:
+        """Drop what an interrupted run wrote of the snapshots after that at `path`, saved after `seen` images: they will come again."""
         for metric in self.config.metrics.names:
             name = name_of(metric, self.config.metrics.fakes)
-            if found := metric_lines(path.parent, name):
-                replace_lines(path.parent, name, [line for line in found if not is_later(str(line.get("snapshot_pkl")), path.name)])
+            if lines_path(path.parent, name).exists():
+                replace_lines(path.parent, name, [line for line in metric_lines(path.parent, name) if not is_later(line, seen)])
 
-    def missing(self, path: Path) -> list[str]:
-        """The metrics that have no line yet of the snapshot at `path`; none where that is gone."""
+    def missing(self, path: Path, seen: int) -> list[str]:
+        """The metrics that have no line yet of the snapshot at `path`, saved after `seen` images; none where that is gone."""
         def has_line(metric: str, detector: Detector) -> bool:
-            wanted = {"snapshot_pkl": path.name, "detector_sha256": detector.sha256, "data": self.config.images.path, "num_fake": self.config.metrics.fakes}
+            # two snapshots of the same thousand images have the same name
+            wanted = {"snapshot_pkl": path.name, "seen": seen, "detector_sha256": detector.sha256, "data": self.config.images.path, "num_fake": self.config.metrics.fakes}
             return any(line | wanted == line for line in metric_lines(path.parent, name_of(metric, self.config.metrics.fakes)))
 
         return [metric for detector, metrics in self.groups for metric in metrics if path.exists() and not has_line(metric, detector)]
@@ -106,6 +113,6 @@ class Evaluator:
                 allow_tf32(self.config.engine.allow_tf32)
 
 
-def is_later(name: str, than: str) -> bool:
-    """Whether a run's snapshot of this name comes after another; its best, or what is no run's, does not."""
-    return fnmatch(name, SNAPSHOT_PATTERN) and name > than
+def is_later(line: Mapping[str, Any], seen: int) -> bool:
+    """Whether a metric's line is of a snapshot that a run saved after more than `seen` images; its best, or what is no run's, is none."""
+    return fnmatch(str(line.get("snapshot_pkl")), SNAPSHOT_PATTERN) and line.get("seen", 0) > seen

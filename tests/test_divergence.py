@@ -1,17 +1,20 @@
 """Runs whose numbers are numbers no more: who is told to be the culprit, and how often a run goes back by itself."""
 
+import copy
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from fastdgl import config as configs, steps
 from fastdgl.checkpoints import saved_checkpoints
-from fastdgl.engines import end_run, start_run
+from fastdgl.engines import TorchEngine, end_run, start_run
 from fastdgl.train import Diverged, Progress, check_finite
 
 from ranks import on_ranks
-from test_engine_states import Training
+from test_engine_states import Training, allow_fp16
 from tiny_runs import TINY, dump, during_steps, networks, refusal, same, statistics, train
 
 
@@ -59,9 +62,61 @@ def test_a_run_goes_back_so_many_times_and_no_more(config, tmp_path, monkeypatch
     assert "1 of 2 times" in log and "2 of 2 times" in log and "3 of 2" not in log
 
 
+def test_a_resumed_run_that_has_gone_back_more_often_than_it_now_may_goes_back_no_more(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        during_steps(poison, lambda step: step in (3, 5), patch)
+        train("--config", config, "train.rollbacks=2")
+    run = tmp_path / "runs" / "00000-tiny"
+    during_steps(poison, lambda step: True, monkeypatch)
+    assert "resume from the last checkpoint" in refusal("--resume", run, "train.rollbacks=1", "train.kimg=0.096")
+
+
 def test_there_must_be_a_checkpoint_to_go_back_to(config, monkeypatch):
     during_steps(poison, lambda step: step == 1, monkeypatch)
-    assert "NaN, between 0 and 0.008 kimg, up to step 1" in refusal("--config", config, "train.rollbacks=2")
+    sentence = refusal("--config", config, "train.rollbacks=2")
+    assert "NaN, between 0 and 0.008 kimg, up to step 1" in sentence and "start again with a lower learning rate" in sentence
+
+
+def poisoned(run) -> None:
+    """Of each network that a checkpoint holds, a parameter or a buffer."""
+    training = Training("torch", run)
+    student = training.student
+    culprits = {"G's parameter synthesis.b4.const": student.gan.G.module.synthesis.b4.const, "D's parameter b4.out.bias": student.gan.D.module.b4.out.bias,
+                "G's buffer mapping.w_avg": student.gan.G.module.mapping.w_avg, "G_ema's buffer mapping.w_avg": student.average.mapping.w_avg}
+    for culprit, tensor in culprits.items():
+        before = tensor.detach().clone()
+        tensor.data.flatten()[0] = float("inf")
+        with pytest.raises(Diverged, match=f"^{culprit} became infinite or NaN, between"):
+            check_finite(training.config, student, {}, set(), 0, Progress(seen=8))
+        tensor.data.copy_(before)
+    student.gan.updated_teachers = [TorchEngine(copy.deepcopy(student.gan.D.module), None)]
+    student.gan.updated_teachers[0].module.b4.out.bias.data[0] = float("nan")
+    with pytest.raises(Diverged, match="^teacher0's parameter b4.out.bias became infinite or NaN"):
+        check_finite(training.config, student, {}, set(), 0, Progress(seen=8))
+    end_run()
+
+
+def test_all_that_is_saved_is_looked_at():
+    on_ranks(1, poisoned)
+
+
+def overflow_for_long(run) -> None:
+    """More overflows than there are loss scales, in every ZeRO stage: each step is left out, and the process lives."""
+    allow_fp16()
+    for stage in (0, 1, 2, 3):
+        training = Training(f"zero{stage}-fp16", run)
+        D = training.student.gan.D
+        before = training.networks()
+        for _ in range(40):
+            with steps.learning(D.module):
+                D.backward(D.module(training.latents.normal([4, 1, 32, 32]) * float("nan"), training.latents.classes(4)).mean())
+                D.step()
+        assert D.skipped_steps == 40 and same(before, training.networks())
+    end_run()
+
+
+def test_a_loss_scale_at_its_lowest_ends_no_process():
+    on_ranks(1, overflow_for_long)
 
 
 def diverge_on_one_rank(run) -> None:
@@ -96,9 +151,8 @@ def test_a_loss_scale_is_left_to_find_its_way():
     config = configs.from_dict(TINY | {"engine": {"precision": "fp16"}}, "test")
 
     class Student:
-        networks = {}
-        engines = {"G": type("Engine", (), {"skipped_steps": 3})}
-        whole = nullcontext
+        average = nn.Identity()
+        engines = {"G": SimpleNamespace(skipped_steps=3, module=nn.Identity(), whole=nullcontext)}
 
     start_run()
     try:

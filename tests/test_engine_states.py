@@ -100,6 +100,23 @@ def load_into_others(run, folder: Path):
     end_run()
 
 
+def begin_again(run, folder: Path):
+    """Load what was saved before any step into an engine that has made some."""
+    for name in SOME[2:]:
+        first, second = Training(name, run), Training(name, run)
+        first.save(folder / name)
+        second.go_on()
+        second.load(folder / name)
+        for training in (first, second):
+            training.go_on()
+        assert same(first.networks(), second.networks()), name
+    end_run()
+
+
+def test_a_state_of_before_the_first_step_leaves_no_moments(tmp_path):
+    on_ranks(2, begin_again, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What two ranks have saved by some engines, and how they went on from it."""

@@ -131,7 +131,7 @@ def test_a_line_says_how_its_number_came_about(files, tmp_path):
     first, line = map(json.loads, lines)
     assert list(line)[:7] == ["results", "metric", "total_time", "total_time_str", "num_gpus", "snapshot_pkl", "timestamp"]
     assert line["results"] == first["results"] and line["metric"] == "fid0.014k_full"
-    assert line["snapshot_pkl"] == "network-snapshot-000001.safetensors" and line["num_gpus"] == 1
+    assert line["snapshot_pkl"] == "network-snapshot-000001.safetensors" and line["seen"] == 1000 and line["num_gpus"] == 1
     assert line["detector"] == "seer.pt" and line["detector_sha256"] == sha256_of_file(files / "seer.pt")
     assert (line["num_real"], line["num_fake"], line["resizing"]) == (REAL, NUM, "none before the detector")
     assert line_of(tmp_path / "out", "is0.014k")["num_real"] == 0

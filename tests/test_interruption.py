@@ -37,7 +37,7 @@ def test_a_run_asked_to_stop_saves_itself_and_goes_on_bit_for_bit(config, tmp_pa
         during_steps(lambda G: os.kill(os.getpid(), signal.SIGINT), lambda step: step == 3, patch)
         output = train("--config", config)
     whole, run = tmp_path / "runs" / "00000-tiny", tmp_path / "runs" / "00001-tiny"
-    assert f"stopped as asked after 0.024 kimg, with a checkpoint and no snapshot; go on with --resume {run}" in output
+    assert f"stopped as asked after 0.024 kimg, with a checkpoint; go on with --resume {run}" in output
     assert "stopped as asked" in (run / "log.txt").read_text()
     assert [folder.name for folder in saved_checkpoints(run / "checkpoints")] == ["0000000024"]
     assert not list(run.glob("network-snapshot-*"))
@@ -170,7 +170,7 @@ def test_a_launcher_that_is_terminated_leaves_a_checkpoint_to_go_on_from(config,
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM) if signalled == "launcher" else os.killpg(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=120)[0]
-    assert f"with a checkpoint and no snapshot; go on with --resume {run}" in output
+    assert f"with a checkpoint; go on with --resume {run}" in output
     checkpoint, = saved_checkpoints(run / "checkpoints")
     assert int(checkpoint.name) < 800
     subprocess.run(command("--resume", run), env=of_launchers(), cwd=ROOT, check=True, timeout=300)

@@ -57,6 +57,12 @@ def test_a_cache_that_cannot_be_written_is_named(diagnosis, monkeypatch):
     assert result.exit_code == 1 and "Permission denied" in result.output and "choose another by XDG_CACHE_HOME" in result.output
 
 
+def test_an_outdir_that_is_a_file_is_named(diagnosis, tmp_path):
+    (tmp_path / "runs").write_text("")
+    result = diagnosis()
+    assert result.exit_code == 1 and f"{tmp_path / 'runs'} is no folder; choose another outdir" in result.output
+
+
 def test_ranks_that_cannot_talk_are_named(diagnosis, monkeypatch):
     def refuse(backend):
         raise RuntimeError("no such\nbackend")

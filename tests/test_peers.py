@@ -16,7 +16,7 @@ from fastdgl.engines import first_rank_decides, start_run
 from fastdgl.engines.peers import ANSWER, watched
 
 TIMEOUT = 7.0  # seconds, of hanging ranks; dead ones are found out at once
-FAULTS = ("killed", "stopped", "first-killed", "first-stopped", "sleeping", "nobody")
+FAULTS = ("killed", "stopped", "first-killed", "first-stopped", "sleeping", "last-killed", "nobody")
 
 
 def run_rank(rank: int, port: int, fault: str, output: Path) -> None:
@@ -28,13 +28,16 @@ def run_rank(rank: int, port: int, fault: str, output: Path) -> None:
     with watched(run.peers):
         for _ in range(3):
             dist.all_reduce(torch.ones(1))
-        if rank == victim and fault.endswith("killed"):
+        if rank == victim and fault.endswith("killed") and fault != "last-killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == victim and fault.endswith("stopped"):
             os.kill(os.getpid(), signal.SIGSTOP)
         if fault == "sleeping":
             first_rank_decides(lambda: time.sleep(3600))
         dist.all_reduce(torch.ones(1))
+        # when all is done, and nobody is waited for but at the very end
+        if rank == victim and fault == "last-killed":
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,7 @@ HOST = socket.gethostname()
 
 @pytest.mark.parametrize("fault, sentence", [
     ("killed", f"Error (rank 0): rank 1 on {HOST} not heard of for {ANSWER:g} s: died or hanging"),
+    ("last-killed", f"Error (rank 0): rank 1 on {HOST} not heard of for {ANSWER:g} s: died or hanging"),
     ("stopped", f"Error (rank 0): rank 1 on {HOST} not heard of for {TIMEOUT:g} s: died or hanging"),
     ("first-killed", f"Error (rank 1): rank 0 on {HOST} has not been heard of for"),
     ("first-stopped", f"Error (rank 1): rank 0 on {HOST} has not been heard of for"),

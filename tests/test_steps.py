@@ -153,6 +153,16 @@ def test_every_parameter_of_the_stepping_network_gets_a_gradient(step):
         assert all(g is not None and g.isfinite().all() for g in engine.gradients.values())
 
 
+def test_a_length_that_overflows_leaves_the_mean_as_it_was(monkeypatch):
+    """It would never come back from infinity."""
+    gan, lengths = adversaries(), steps.path_lengths
+    path_length_step(gan, random_inputs())
+    before = gan.path_length_mean.clone()
+    monkeypatch.setattr(steps, "path_lengths", lambda *arguments: lengths(*arguments) * float("inf"))
+    path_length_step(gan, random_inputs())
+    assert before > 0 and torch.equal(gan.path_length_mean, before)
+
+
 def test_touch_is_zero_with_zero_gradients():
     D = discriminator(1)
     logits = D(REAL, REAL_C)

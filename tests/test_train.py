@@ -575,6 +575,24 @@ class TestBadInput:
         assert "2 of the 16 images" in refusal("--config", config)
         assert not list((tmp_path / "runs" / "00001-tiny").glob("network-snapshot-*"))
 
+    def test_images_that_were_skipped_before_a_resume_are_counted_and_told_once(self, tiny, tmp_path, monkeypatch):
+        # no sheet of samples has them
+        monkeypatch.setattr("fastdgl.samples.grid_shape", lambda resolution: (2, 2))
+        images = {f"{i:03d}.png": Image.new("L", (32, 32), i) for i in range(200)}
+        write_images(tmp_path / "images.zip", images | {"007.png": b"", "033.png": b""})
+        train("--config", tiny(images={"path": str(tmp_path / "images.zip"), "workers": 0, "corrupt": "skip"}, model=TINY["model"] | {"conditional": False},
+                               train=TINY["train"] | {"kimg": 0.2, "tick_kimg": 0.04, "checkpoint_ticks": 1, "keep_checkpoints": 99}))
+        run = tmp_path / "runs" / "00000-tiny"
+        counted = [tick["Data/skipped_files"]["mean"] for tick in statistics(run)]
+        assert counted == [0, 0, 1, 1, 2, 2]
+        for checkpoint in saved_checkpoints(run / "checkpoints")[4:]:
+            shutil.rmtree(checkpoint)
+        train("--resume", run)
+        assert [tick["Data/skipped_files"]["mean"] for tick in statistics(run)] == counted
+        # what was trained twice is in log.txt twice
+        told = re.findall(r"skipped: (\d+).png", (run / "log.txt").read_text())
+        assert sorted(told.count(name) for name in ("007", "033")) == [1, 2]
+
     def test_divergence_stops_the_run_before_it_is_saved(self, tiny, tmp_path):
         sentence = refusal("--config", tiny(loss={"r1_gamma": 1e38}))
         assert "diverged" in sentence and "kimg" in sentence

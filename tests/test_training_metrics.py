@@ -1,7 +1,10 @@
 """Metrics while a run trains: that they are those of `fastdgl evaluate`, that training goes on as without, and which network is the best."""
 
+import itertools
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import get_args
 
@@ -14,11 +17,12 @@ from ranks import free_port
 from tiny_runs import SCRIPT, dump, launch, networks, refusal, same, statistics, switch_off, train
 from toy_detectors import Averager, Seer
 
+from fastdgl.atomic_files import DiskFullError
 from fastdgl.checkpoints import BEST_NAME, CheckpointError, SNAPSHOT_NAME, open_snapshot, saved_checkpoints, saved_snapshots
 from fastdgl.cli import main as cli
 from fastdgl.config import BestBy, MetricName
 from fastdgl.fidelity.detectors import TorchScriptDetector
-from fastdgl.fidelity.metrics import BETTER, METRICS
+from fastdgl.fidelity.metrics import BETTER, METRICS, append_line
 from fastdgl.images.files import sha256_of_file
 from fastdgl.training_metrics import Evaluator
 
@@ -159,6 +163,75 @@ def test_resuming_makes_up_for_an_interrupted_evaluation(written, folder, tmp_pa
         assert values[0] == values[1] and len(values[0]) == len(SEENS)
     assert open_snapshot(folder / BEST_NAME).best == open_snapshot(whole / BEST_NAME).best
     assert same(networks(folder), networks(whole))
+
+
+@pytest.mark.parametrize("call", [1, 4], ids=["first-metric", "at-the-end"])
+def test_a_signal_during_an_evaluation_is_heard_between_two_metrics(written, folder, monkeypatch, call):
+    """There is a checkpoint to go on from, though none was due; resuming makes up for the rest."""
+    config, calls = written(names=["fid50k_full", "kid50k_full"], settings={"checkpoint_ticks": 0}, every=2), itertools.count(1)
+
+    def append(place, line):
+        append_line(place, line)
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as context:
+        context.setattr("fastdgl.training_metrics.append_line", append)
+        output = train("--config", config)
+    seen = 16 if call == 1 else 32
+    assert f"stopped as asked after {seen / 1000:g} kimg" in output and evaluated(folder)[-1] == seen
+    assert [path.name for path in saved_checkpoints(folder / "checkpoints")][-1] == f"{seen:010d}"
+    assert [tick["Progress/kimg"]["mean"] for tick in statistics(folder)][-1] == seen / 1000
+    train("--resume", folder)
+    assert evaluated(folder, "fid0.014k_full") == evaluated(folder, "kid0.014k_full") == [16, 32]
+
+
+def test_a_signal_while_an_interrupted_evaluation_is_made_up_for_leaves_the_rest_to_do(written, folder, monkeypatch):
+    config = written(names=["fid50k_full", "kid50k_full", "is50k"], every=2)
+    with monkeypatch.context() as context:
+        switch_off(context, "fastdgl.training_metrics.append_line", 0)
+        assert "switched off" in refusal("--config", config)
+    with monkeypatch.context() as context:
+        context.setattr("fastdgl.training_metrics.append_line", lambda place, line: (append_line(place, line), os.kill(os.getpid(), signal.SIGTERM)))
+        assert "stopped as asked after 0.016 kimg" in train("--resume", folder)
+    assert evaluated(folder) == [16] and not (folder / "metric-kid0.014k_full.jsonl").exists()
+    train("--resume", folder)
+    for name in ("fid0.014k_full", "kid0.014k_full", "is0.014k"):
+        assert evaluated(folder, name) == [16, 32]
+
+
+def test_the_last_snapshot_is_evaluated_though_it_has_the_name_of_the_one_before(files, tmp_path, folder, monkeypatch):
+    """Two snapshots of the same thousand images have the same name."""
+    monkeypatch.chdir(files)
+    config = tmp_path / "config.yaml"
+    config.write_text(dump(STYLEGAN2 | {
+        "engine": {"kind": "torch"}, "outdir": str(tmp_path / "runs"), "train": TRAIN | {"kimg": 2 * BATCH / 1000},
+        "metrics": {"names": ["fid50k_full"], "detector": "seer.pt", "fakes": NUM, "batch": 5, "cache": str(tmp_path / "cache")}}))
+    with monkeypatch.context() as context:
+        switch_off(context, "fastdgl.training_metrics.append_line", 1)
+        assert "switched off" in refusal("--config", config)
+    assert [line["seen"] for line in lines(folder)] == [8]
+    train("--resume", folder)
+    assert [line["seen"] for line in lines(folder)] == [8, 16]
+    # nor is it forgotten where the one before is gone on from
+    shutil.rmtree(saved_checkpoints(folder / "checkpoints")[-1])
+    train("--resume", folder)
+    assert [line["seen"] for line in lines(folder)] == [8, 16]
+
+
+def test_a_disk_without_room_for_a_line_is_named(tmp_path):
+    (tmp_path / "metric-fid.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match="metric-fid.jsonl: cannot be written: No space left on device"):
+        append_line(tmp_path, {"metric": "fid", "results": {"fid": 1.0}})
+
+
+def test_an_only_line_that_was_cut_short_harms_no_other(written, folder):
+    with pytest.MonkeyPatch.context() as context:
+        switch_off(context, "fastdgl.training_metrics.append_line", 0)
+        assert "switched off" in refusal("--config", written())
+    (folder / "metric-fid0.014k_full.jsonl").write_text('{"results": {"fi')
+    train("--resume", folder)
+    assert evaluated(folder) == SEENS
 
 
 def test_what_comes_again_is_told_once(written, folder):

@@ -158,6 +158,8 @@ def watched(peers: Peers | None) -> Iterator[None]:
         return
     try:
         yield
+        # who fails to come is still to be named
+        dist.barrier()
         peers.stop()
         # rank 0 may take the store with it, and nobody must be at it then
         dist.barrier()

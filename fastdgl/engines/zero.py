@@ -60,6 +60,9 @@ class ZeroEngine:
         if self.shards_parameters:
             _Init(module, settings, PRECISIONS[config.engine.precision])
         self.engine = _Engine(args=None, model=module, optimizer=optimizer, config=settings, config_class=checked, dist_init_required=False)
+        # DeepSpeed would end the process; whether a run has diverged is found once a tick, and said
+        if config.engine.precision == "fp16" and not self.scales_loss:
+            self.engine.optimizer.loss_scaler.raise_error_at_min_scale = False
         # fp16's optimizer at stage 0 has made the moments by a step without gradients, which Adam's bias correction would count
         for moments in optimizer.state.values():
             moments["step"].zero_()
@@ -157,6 +160,11 @@ class ZeroEngine:
                 set_master(parameter, state["parameters"][name])
                 for key in SHARDED if state["moments"] else ():
                     set_moment(parameter, state["moments"][name][key], key)
+        if not state["moments"]:
+            # not cleared: DeepSpeed holds on to these tensors
+            for shard in self._shards:
+                for moment in self._adam.state[shard].values():
+                    moment.zero_()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..atomic_files import atomically
+from ..atomic_files import atomically, writing
 from ..engines import Run, first_rank_decides
 from ..images import ImageDataset
 from ..journal import format_time
@@ -158,13 +158,15 @@ def resizing(metric: str, resolution: int) -> str:
     return "none before the detector"
 
 
-def evaluated(groups: Sequence[tuple[Detector, Sequence[str]]], G: nn.Module, dataset: ImageDataset, run: Run, *, snapshot: str, data: str,
+def evaluated(groups: Sequence[tuple[Detector, Sequence[str]]], G: nn.Module, dataset: ImageDataset, run: Run, *, snapshot: str, seen: int,
+              data: str,
               num: int, cache: Path, batch: int, workers: int) -> Iterator[dict[str, Any]]:
     """As `evaluate`, by several detectors: of each metric its results and how they came about, with the fields that NVIDIA's metrics write first.
 
     Args:
         groups: Detectors, each with its metrics.
         snapshot: The network's file name.
+        seen: How many images its D was shown.
         data: The dataset as the user called it.
     """
     start = time.time()
@@ -174,7 +176,7 @@ def evaluated(groups: Sequence[tuple[Detector, Sequence[str]]], G: nn.Module, da
             seconds = time.time() - start
             # num_gpus and snapshot_pkl are what the field's scripts look for, whatever computed and whatever the file
             yield {"results": results, "metric": name, "total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": run.world_size,
-                   "snapshot_pkl": snapshot, "timestamp": time.time(), "detector": detector.name, "detector_sha256": detector.sha256,
+                   "snapshot_pkl": snapshot, "timestamp": time.time(), "seen": seen, "detector": detector.name, "detector_sha256": detector.sha256,
                    "resizing": resizing(metric, G.img_resolution), "data": data, "num_real": num_real, "num_fake": num}
 
 
@@ -185,7 +187,8 @@ def lines_path(folder: Path, name: str) -> Path:
 
 def append_line(folder: Path, line: dict[str, Any]) -> None:
     """Add a line to `metric-<name>.jsonl`, which is of the line's metric."""
-    with open(lines_path(folder, line["metric"]), "a", encoding="utf-8") as file:
+    path = lines_path(folder, line["metric"])
+    with writing(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

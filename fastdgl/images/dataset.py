@@ -126,7 +126,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def unmirrored(self) -> "ImageDataset":
         """The same images, each once."""
         dataset = copy.copy(self)
-        dataset.mirror = False
+        dataset.mirror, dataset.faults = False, {}
         return dataset
 
     def all_labels(self) -> np.ndarray:
