@@ -71,8 +71,8 @@ class Peers:
     def end(self, error: Exception) -> NoReturn:
         """End this process over `error` of a collective, with a sentence that names the ranks to blame."""
         self._gave_up = True
-        # whoever lives is heard of in the meantime
-        time.sleep(ANSWER)
+        # whoever lives is heard of in the meantime; the last beat of who does not may be read a beat later than it was written
+        time.sleep(ANSWER + 2 * BEAT)
         self._say(f"{self._blame(ANSWER)} ({in_short(error)})")
 
     def _listen(self) -> None:
