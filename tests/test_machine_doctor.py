@@ -17,6 +17,9 @@ def diagnosis(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "LEAST_DISK", 0)
     monkeypatch.setattr(doctor, "LEAST_SHARED", 0)
     monkeypatch.setattr(doctor, "open_files", lambda: 1024)
+    if not torch.cuda.is_available():
+        # a torch for CUDA without a GPU is a problem of its own
+        monkeypatch.setattr(doctor.torch.version, "cuda", None)
     return lambda *arguments: CliRunner().invoke(main, ["doctor", "--outdir", str(tmp_path / "runs"), *arguments])
 
 
