@@ -1,7 +1,7 @@
 """The experiment on DGL's claim: that its arms differ by nothing else, that its numbers are what the page says, that it goes on where it was."""
 
 import json
-import statistics
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from tiny_networks import STYLEGAN2, save
 from torch import nn
 
-from bench.dgl_claim import page
+from bench.dgl_claim import estimates, page
 from bench.dgl_claim.arms import ARMS, FAMILIES, ArmError, random_teacher, run_folder, snapshots, stage, trained
 from bench.dgl_claim.compute import FlopCounter, flops_per_image
 from fastdgl import checkpoints, config as configs
@@ -53,24 +53,73 @@ def test_students_are_narrower_than_their_teacher_and_arms_end_with_whole_steps(
         assert round(stage(family, name).train.kimg * 1000) % images == 0
 
 
-def test_the_rule_takes_both_margins_at_the_end_and_over_the_last_five():
-    assert page.verdict(result(FIDS)).startswith("The claim holds here")
-    # as good as a random second discriminator is not good enough
-    assert page.verdict(result(FIDS | {"A3": [80, 81, 82]})).startswith("The claim does not hold here")
-    # nor is less than two pooled standard deviations better than nothing
-    assert page.verdict(result(FIDS | {"A0": [86, 90, 94]})).startswith("The claim does not hold here")
-    only_last = result(FIDS)
-    for seed in only_last["seeds"]:
-        for evaluation in seed["arms"]["A1"]["evaluations"][-5:-1]:
-            evaluation["fid"] += 100
-    assert page.verdict(only_last).startswith("The claim does not hold here")
+def test_estimates_are_paired_by_seed_on_log_fid():
+    # seeds differ by a factor of 4, arms of one seed by about a fifth: unpaired, the interval would hold 0
+    factors = [0.80, 0.82, 0.78]
+    found = estimates.paired(result(FIDS | {"A0": [50, 100, 200], "A1": [50 * factors[0], 100 * factors[1], 200 * factors[2]]}), "A1", "A0", 1)
+    logs = [math.log(factor) for factor in factors]
+    mean = sum(logs) / 3
+    half = 4.302653 * math.sqrt(sum((log - mean) ** 2 for log in logs) / 2 / 3)
+    assert [found.ratio, found.low, found.high] == pytest.approx([math.exp(mean) - 1, math.exp(mean - half) - 1, math.exp(mean + half) - 1], rel=1e-6)
+    assert found.verdict == "helps" and found.seeds == 3
 
 
-def test_margins_are_in_pooled_standard_deviations():
-    better, worse = [1.0, 2.0, 3.0], [11.0, 14.0, 17.0]
-    pooled = ((statistics.stdev(better)**2 + statistics.stdev(worse)**2) / 2) ** 0.5
-    assert page.margin(better, worse) == pytest.approx(12 / pooled)
-    assert page.margin(worse, better) == pytest.approx(-12 / pooled)
+def test_a_window_takes_the_last_evaluations_of_both_arms():
+    found = result(FIDS)
+    for seed in found["seeds"]:
+        seed["arms"]["A1"]["evaluations"][-2]["fid"] = 1.0
+        seed["arms"]["A8"]["evaluations"] = seed["arms"]["A8"]["evaluations"][-5:]
+    at_end, last_five = (estimates.paired(found, "A1", "A0", last) for last in (1, 5))
+    # one of five evaluations is about a hundredth, its log thus lower by log(83), a fifth of which is in the mean
+    assert last_five.ratio < at_end.ratio * 2
+    # A8 has five evaluations, where A1 has seven
+    assert estimates.paired(found, "A1", "A8", 5) is not None and estimates.paired(found, "A1", "A8", None) is None
+    assert estimates.paired(found, "A8", "A8", 6) is None
+
+
+@pytest.mark.parametrize("low, high, verdict", [(-0.3, -0.001, "helps"), (0.01, 0.4, "hurts"), (-0.049, 0.049, "no effect of the published size"),
+                                                (-0.051, 0.02, "undecided"), (-0.02, 0.051, "undecided"), (-0.04, -0.01, "helps")])
+def test_the_verdict_follows_from_the_interval(low, high, verdict):
+    assert estimates.Estimate("A1", "A0", (low + high) / 2, low, high, 3).verdict == verdict
+
+
+def test_windows_that_disagree_are_undecided():
+    helps, hurts = (estimates.Estimate("A1", "A0", sign * 0.2, sign * 0.2 - 0.1, sign * 0.2 + 0.1, 3) for sign in (-1, 1))
+    assert estimates.verdict([helps, helps]) == "helps" and estimates.verdict([helps, hurts]) == "undecided"
+
+
+def test_nothing_is_estimated_from_one_seed_or_an_fid_of_zero():
+    found = result(FIDS)
+    with pytest.raises(estimates.TooFewError, match="1 seed.s. of A1 and A0; expected at least 2"):
+        estimates.paired(found | {"seeds": found["seeds"][:1]}, "A1", "A0", 1)
+    for broken in (0.0, -1.0, math.nan):
+        found["seeds"][1]["arms"]["A0"]["evaluations"][-1]["fid"] = broken
+        with pytest.raises(estimates.TooFewError, match="A0 has an FID of"):
+            estimates.paired(found, "A1", "A0", 1)
+
+
+@pytest.mark.parametrize("p, df, value", [(0.975, 1, 12.7062), (0.975, 2, 4.3027), (0.975, 3, 3.1824), (0.95, 7, 1.8946), (0.8, 9, 0.8834), (0.975, 120, 1.9799)])
+def test_quantiles_of_students_t_are_those_of_the_tables(p, df, value):
+    assert estimates.t_quantile(p, df) == pytest.approx(value, abs=5e-5)
+
+
+def test_the_spread_leaves_out_what_seeds_and_arms_add():
+    def logs(noise: float) -> dict:
+        # of arm a and seed s: a seed's level, an arm's effect, and noise whose rows and columns sum to 0
+        return {arm: [100 * math.exp(0.7 * s + 0.2 * a + noise * (1 if (a + s) % 2 else -1)) for s in range(2)] for a, arm in enumerate(estimates.EQUAL_IMAGES)} | {"A8": [1, 1]}
+
+    def two_seeds(fids: dict) -> dict:
+        return {"seeds": result({arm: values + values[:1] for arm, values in fids.items()})["seeds"][:2]}
+
+    assert estimates.spread_of_differences(two_seeds(logs(0)), 1) == pytest.approx(0, abs=1e-12)
+    # eight squares of 0.1 on three degrees of freedom, twice
+    assert estimates.spread_of_differences(two_seeds(logs(0.1)), 1) == pytest.approx(math.sqrt(2 * 8 * 0.01 / 3))
+
+
+def test_seeds_needed_are_the_fewest_with_the_power():
+    # n = 10: (2.2622 + 0.8834)^2 0.05^2 / log(0.95)^2 = 9.4; n = 9: (2.3060 + 0.8889)^2 ... = 9.7
+    assert estimates.seeds_needed(0.05) == 10 and estimates.seeds_needed(0.0) == 2
+    assert estimates.seeds_needed(0.1, effect=0.5) < estimates.seeds_needed(0.1, effect=0.1)
 
 
 def test_the_page_has_the_numbers_of_the_results(tmp_path, monkeypatch):
@@ -82,6 +131,8 @@ def test_the_page_has_the_numbers_of_the_results(tmp_path, monkeypatch):
     assert "| 84.00 ± 5.29 | 85.00 ± 5.29 | 1.68 ± 0.11 | 0.800 ± 0.000 | 0.250 ± 0.000 |" in rows["A1"] and "| 2.00 |" in rows["A1"]
     assert "| 104.00 ± 4.00 | 105.00 ± 4.00 |" in rows["A0"]
     assert "| 20.00 | 20.00 |" in rows["teacher"]
+    a1 = estimates.paired(result(FIDS), "A1", "A0", 5)
+    assert f"{page.quoted(a1)}, {a1.verdict}" in rows["A1 against A0"]
     assert "an abacus" in text and "claim_stylegan2.svg" in text
     svg = (tmp_path / "claim_stylegan2.svg").read_text(encoding="utf-8")
     # a thin line a seed and a thick one, of each of the four arms with a curve
@@ -102,6 +153,19 @@ def test_the_readme_quotes_the_results_as_they_are():
     for arm in ARMS:
         numbers = [page.spread(page.final_fids(result, arm.name), 1) for result in found]
         assert f"| {' | '.join(numbers)} |" in readme, arm.name
+
+
+def test_the_documents_quote_the_estimates_as_they_are():
+    readme, dgl = ((page.ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/dgl.md"))
+    found = [json.loads((page.ROOT / "bench" / "results" / "dgl_claim" / f"{family}.json").read_text(encoding="utf-8")) for family in FAMILIES]
+    for when, last in estimates.WINDOWS.items():
+        numbers = [page.quoted(estimates.paired(result, "A1", "A0", last)) for result in found]
+        assert f"| {when} | {' | '.join(numbers)} |" in readme
+        assert when != "last five" or all(number in dgl for number in numbers)
+    needed = [estimates.seeds_needed(estimates.spread_of_differences(result, 5)) for result in found]
+    assert f"about {needed[0]} seeds of StyleGAN2 and {needed[1]} of BigGAN" in readme
+    verdicts = {estimates.verdict([estimates.paired(result, "A1", "A0", last) for last in estimates.WINDOWS.values()]) for result in found}
+    assert verdicts == {"undecided"} and "**Undecided.**" in readme and "**undecided**" in dgl
 
 
 def test_a_finished_run_is_found_again_and_an_unfinished_one_goes_on(tmp_path, monkeypatch):

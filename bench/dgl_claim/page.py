@@ -1,11 +1,11 @@
-"""docs/claim.md and its curves: what the numbers in the results are, and whether the claim holds by the rule that was set before."""
+"""docs/claim.md and its curves: what the numbers in the results are, and what they say of the claim (estimates.py)."""
 
 import datetime
 import json
 import platform
 import statistics
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cpuinfo
@@ -14,13 +14,12 @@ import torch
 from fastdgl.atomic_files import atomically
 
 from .arms import ARMS, FAMILIES, ROOT
+from .estimates import COMPARED, WINDOWS, Estimate, paired, seeds_needed, spread_of_differences, verdict
 
 DOCS = ROOT / "docs"
 TITLES = {"stylegan2": "StyleGAN2", "biggan": "BigGAN"}
 # evaluations whose mean is reported beside the last one
 LAST = 5
-# the claim's two, at equal computation, and the same of the other arms
-COMPARED = (("A1", "A0"), ("A1", "A3"), ("A1", "A8"), ("A2", "A0"), ("A2", "A3"), ("A3", "A0"))
 COLOURS = {"A0": "#777777", "A1": "#d62728", "A2": "#1f77b4", "A3": "#2ca02c"}
 
 
@@ -51,7 +50,7 @@ def section(result: dict) -> Iterator[str]:
     """One family's table, verdict, and curves."""
     seeds = result["seeds"]
     yield f"\n## {TITLES[result['family']]}\n"
-    yield f"**{verdict(result)}**\n"
+    yield f"**{conclusion(result)}**\n"
     yield (f"{len(seeds)} seeds; mean ± standard deviation over them. {result['machine']}, torch {result['torch']}, {result['date']}; "
            f"raw numbers: [{result['family']}.json](../bench/results/dgl_claim/{result['family']}.json).\n")
     yield "| | learns from besides its own D | kimg | cost of an image | FID at the end | FID, last five | KID | precision | recall |"
@@ -66,12 +65,15 @@ def section(result: dict) -> Iterator[str]:
         evaluations = [run["evaluations"] for run in runs]
         yield row(arm.name, arm.about, f"+{runs[0]['kimg']:.1f}", f"{runs[0]['flops_per_image'] / plain:.2f}", [e[-1] for e in evaluations],
                   [e[-LAST:] for e in evaluations])
-    yield "\nBy how many pooled standard deviations the first is better (negative: worse) than the second:\n"
-    yield "| | at the end | last five |"
-    yield "| --- | --- | --- |"
+    yield "\nHow much lower or higher the first one's FID is than the second's, paired by seed, with the 95 % interval and the verdict:\n"
+    yield f"| | {' | '.join(WINDOWS)} |"
+    yield f"| --- |{' --- |' * len(WINDOWS)}"
     for first, second in COMPARED:
-        margins = [margin(fids(result, first), fids(result, second)) for fids in (final_fids, mean_fids)]
-        yield f"| {first} than {second} | {margins[0]:+.1f} | {margins[1]:+.1f} |"
+        yield f"| {first} against {second} | {' | '.join(cell(paired(result, first, second, last)) for last in WINDOWS.values())} |"
+    spreads = [spread_of_differences(result, last) for last in WINDOWS.values()]
+    yield (f"\nPaired differences of log FID spread by {', '.join(f'{spread:.3f}' for spread in spreads)} (standard deviation: at the end, last five, all; "
+           f"{(len(seeds) - 1) * 3} degrees of freedom). To find an FID that is 5 % lower in four of five experiments, at the 5 % level, takes "
+           f"{', '.join(str(seeds_needed(spread)) for spread in spreads)} seeds by these spreads.")
     yield f"\n![FID over the images shown](claim_{result['family']}.svg)"
 
 
@@ -92,30 +94,30 @@ def final_fids(result: dict, arm: str) -> list[float]:
     return [seed["arms"][arm]["evaluations"][-1]["fid"] for seed in result["seeds"]]
 
 
-def mean_fids(result: dict, arm: str) -> list[float]:
-    """Of the last five evaluations of each seed."""
-    return [statistics.fmean(e["fid"] for e in seed["arms"][arm]["evaluations"][-LAST:]) for seed in result["seeds"]]
+def conclusion(result: dict) -> str:
+    """Return what the results say of the claim: A1 against A0, and against A3, in each window."""
+    of_plain, of_random = ({when: paired(result, "A1", other, last) for when, last in WINDOWS.items()} for other in ("A0", "A3"))
+    found = verdict([estimate for estimate in of_plain.values() if estimate])
+    return (f"{found[0].upper()}{found[1:]}. FID with the frozen teacher (A1) against FID without (A0): {in_words(of_plain)}; "
+            f"against FID with a random second D (A3): {in_words(of_random)}.")
 
 
-def margin(better: Sequence[float], worse: Sequence[float]) -> float:
-    """By how many pooled standard deviations the first are lower, `(mean(worse) - mean(better)) / sqrt((s1^2 + s2^2) / 2)`."""
-    pooled = ((statistics.variance(better) + statistics.variance(worse)) / 2) ** 0.5
-    return (statistics.fmean(worse) - statistics.fmean(better)) / pooled
+def in_words(estimates: Mapping[str, Estimate | None]) -> str:
+    """Return `+3 % (95 % interval -17 to +28 %) last five` and so on."""
+    return ", ".join(f"{quoted(estimate)} {when}" for when, estimate in estimates.items() if estimate)
 
 
-def verdict(result: dict) -> str:
-    """Whether A1 beats A0 by more than 2 pooled standard deviations, and beats A3; at the end, and over the last five."""
-    sentences = []
-    holds = True
-    for when, fids in (("at the end", final_fids), ("over the last five evaluations", mean_fids)):
-        of_plain, of_random = margin(fids(result, "A1"), fids(result, "A0")), margin(fids(result, "A1"), fids(result, "A3"))
-        holds = holds and of_plain > 2 and of_random > 0
-        sentences.append(f"{when} A1 is {said(of_plain)} A0 and {said(of_random)} A3")
-    return f"The claim {'holds' if holds else 'does not hold'} here: {'; '.join(sentences)}."
+def quoted(estimate: Estimate) -> str:
+    """Return `+3 % (-17 to +28 %)`, with the minus signs that people write."""
+    def percent(ratio: float) -> str:
+        return f"{round(100 * ratio) or 0:+d}".replace("-", "−").replace("+0", "0")
+
+    return f"{percent(estimate.ratio)} % ({percent(estimate.low)} to {percent(estimate.high)} %)"
 
 
-def said(deviations: float) -> str:
-    return f"{abs(deviations):.1f} pooled standard deviations {'better than' if deviations > 0 else 'worse than'}"
+def cell(estimate: Estimate | None) -> str:
+    """Return an estimate with its verdict; a dash where the two arms were not evaluated equally often."""
+    return "–" if estimate is None else f"{quoted(estimate)}, {estimate.verdict}"
 
 
 def curves(result: dict) -> str:
