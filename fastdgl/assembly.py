@@ -13,7 +13,7 @@ from .checkpoints import CheckpointError, Snapshot
 from .config import STAGE_PREFIX, Config, ConfigError
 from .engines import Engine, Run, make_engine, scatter_frozen
 from .guidance import Adaptors, FeatureBank, FeatureTeacher, FeatureTerm, Guide, freeze
-from .images import ImageDataset
+from .images import VECTORS, ImageDataset
 from .steps import Adversaries
 
 
@@ -69,7 +69,7 @@ def check_images(config: Config, dataset: ImageDataset) -> None:
     """
     if dataset.channels != config.model.channels:
         raise ConfigError(f"model.channels: {config.model.channels}, but the images in {config.images.path} have {dataset.channels}")
-    if config.model.classes_only and not dataset.labels_are_classes:
+    if config.model.classes_only and dataset.label_kind == VECTORS:
         raise ConfigError(f"images.path: the labels of the images in {config.images.path} are vectors of {dataset.label_dim} numbers; "
                           f"a {config.model.family} takes one class an image, an integer in dataset.json")
 

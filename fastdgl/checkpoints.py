@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from . import config as configs
 from . import interop, models
 from .atomic_files import UNFINISHED, DiskFullError, atomically, free_space, put_in_place, writing
 from .engines import Engine, check_state, first_rank_decides
-from .images import ImageDataset
+from .images import CLASSES, VECTORS, ImageDataset, composed
 from .models.pretrained import CONFIG, PretrainedError, is_pretrained, read_config, read_state
 from .models.stylegan2 import MappingNetwork
 from .sentences import printable
 
 FORMAT = 1
+LABEL_KINDS = (CLASSES, VECTORS)
 SNAPSHOT_NAME = "network-snapshot-{:06d}.safetensors"
 SNAPSHOT_PATTERN = "network-snapshot-[0-9]*.safetensors"
 BEST_NAME = "network-snapshot-best.safetensors"
@@ -60,6 +61,7 @@ class Snapshot:
         of another codebase has none.
     seen: Real images shown to D until then, as far as the file says.
     class_names: Of class 0, 1, ..., where the training set gave them.
+    label_kind: CLASSES or VECTORS, what its labels are; None without labels, and where the file does not say.
     states: The tensors of a file of another codebase; None for those in `path`.
     notes: What was lost or made up on the way from another codebase, a sentence each.
     best: Of a run's best snapshot: by which number it was chosen, its value, and of which detector; else None.
@@ -73,6 +75,7 @@ class Snapshot:
     states: Mapping[str, Mapping[str, Tensor]] | None = None
     notes: Sequence[str] = ()
     best: Mapping[str, Any] | None = None
+    label_kind: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -116,6 +119,8 @@ class Snapshot:
         except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise CheckpointError(f"{self.path}: asks for a network this fastdgl does not know: {' '.join(str(error).split())}") from None
         load_strictly(network, state, what)
+        # which labels it may be called with: a vector's network takes no class numbers
+        network.label_kind = self.label_kind
         return network
 
     def averaged_generator(self, device: str | torch.device) -> nn.Module:
@@ -151,7 +156,7 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
         CheckpointError: It cannot be written there; nothing is left behind.
     """
     c_dim = dataset.label_dim
-    header = {"family": config.model.family, "seen": seen, "classes": dataset.class_names,
+    header = {"family": config.model.family, "seen": seen, "classes": dataset.class_names, "label_kind": dataset.label_kind,
               "G": config.model.generator_arguments(c_dim), "D": config.model.discriminator_arguments(c_dim),
               "config": configs.to_dict(config)}
     write_snapshot(path, {name: network.state_dict() for name, network in networks.items()}, header)
@@ -238,7 +243,7 @@ def open_snapshot(path: str | Path) -> Snapshot:
         if header["format"] != FORMAT:
             raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
         return _recognised(Snapshot(path, header["family"], {name: header[name] for name in ("G", "D") if name in header},
-                                    header["seen"], header["classes"], best=header.get("best")))
+                                    header["seen"], header["classes"], best=header.get("best"), label_kind=header.get("label_kind")))
     except CheckpointError:
         raise
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError):
@@ -256,7 +261,7 @@ def _recognised(snapshot: Snapshot) -> Snapshot:
     texts = snapshot.class_names or []
     if type(snapshot.family) is not str or type(snapshot.seen) is not int or snapshot.seen < 0 or not isinstance(texts, (list, tuple)):
         raise TypeError
-    if not isinstance(snapshot.best, (Mapping, type(None))):
+    if not isinstance(snapshot.best, (Mapping, type(None))) or snapshot.label_kind not in (None, *LABEL_KINDS):
         raise TypeError
     if not all(type(text) is str for text in texts) or not all(isinstance(arguments, Mapping) for arguments in snapshot.arguments.values()):
         raise TypeError
@@ -267,15 +272,18 @@ def _recognised(snapshot: Snapshot) -> Snapshot:
             raise TypeError
     if "D" in snapshot.arguments:
         snapshot.minibatch_group
+    if snapshot.label_kind is None and snapshot.arguments["G"]["c_dim"] and (texts or not models.FAMILIES[snapshot.family][0].vector_labels):
+        return replace(snapshot, label_kind=CLASSES)
     return snapshot
 
 
 def _pretrained(folder: Path) -> Snapshot:
     """A folder that `save_pretrained` wrote, whose one generator is G and G_ema."""
     try:
-        family, arguments, class_names = read_config(folder)
+        family, arguments, class_names, label_kind = read_config(folder)
         state = read_state(folder)
-        return _recognised(Snapshot(folder, family, {"G": arguments}, 0, class_names, {"G": state, "G_ema": state}, [WITHOUT_D]))
+        return _recognised(Snapshot(folder, family, {"G": arguments}, 0, class_names, {"G": state, "G_ema": state}, [WITHOUT_D],
+                                    label_kind=label_kind))
     except PretrainedError as error:
         raise CheckpointError(str(error)) from None
     except (KeyError, TypeError):
@@ -375,22 +383,51 @@ def check_has_discriminator(snapshot: Snapshot) -> None:
         raise CheckpointError(f"{snapshot.path}: {WITHOUT_D}; expected a file with D")
 
 
+def labels_of(dataset: ImageDataset) -> dict[str, Any]:
+    """What the labels of a training set mean, as a checkpoint keeps it."""
+    names = dataset.class_names
+    return {"kind": dataset.label_kind, "dim": dataset.label_dim, "names": None if names is None else list(names)}
+
+
+def check_same_labels(what: str, theirs: Mapping[str, Any], dataset: ImageDataset) -> None:
+    """Reject networks that were trained on labels of another meaning. What a file does not say is not compared.
+
+    Args:
+        what: The file or folder of the networks.
+        theirs: As of `labels_of`.
+
+    Raises:
+        CheckpointError: Labels of another kind or number, or classes of other names or in another order.
+    """
+    ours = labels_of(dataset)
+    kinds = {labels["kind"] for labels in (theirs, ours) if labels["dim"] and labels["kind"]}
+    if len(kinds) > 1:
+        raise CheckpointError(f"{what}: was trained with {described(theirs)}, this run has {described(ours)}; they must agree")
+    if theirs["dim"] != ours["dim"]:
+        name = "labels of length" if kinds == {VECTORS} else "classes"
+        raise CheckpointError(f"{what}: was trained with {name} {theirs['dim']}, this run has {ours['dim']}; they must agree")
+    for i, (their_name, our_name) in enumerate(zip(theirs["names"] or (), ours["names"] or ())):
+        if composed(their_name) != composed(our_name):
+            raise CheckpointError(f"{what}: its class {i} is {their_name!r}, this run's is {our_name!r}; "
+                                  f"pack the images again with the classes in the same order")
+
+
+def described(labels: Mapping[str, Any]) -> str:
+    """Return labels in words."""
+    return f"vectors of {labels['dim']} numbers as labels" if labels["kind"] == VECTORS else f"{labels['dim']} classes"
+
+
 def check_same_images(snapshot: Snapshot, dataset: ImageDataset) -> None:
     """A snapshot and a run can only meet on images of one kind.
 
     Raises:
         CheckpointError: Another resolution, number of channels or of classes, or the classes in another order.
     """
-    resolution, channels, c_dim = dataset.resolution, dataset.channels, dataset.label_dim
     theirs = snapshot.arguments["G"]
-    for name, key, ours in (("resolution", "img_resolution", resolution), ("image channels", "img_channels", channels),
-                            ("classes", "c_dim", c_dim)):
+    for name, key, ours in (("resolution", "img_resolution", dataset.resolution), ("image channels", "img_channels", dataset.channels)):
         if theirs[key] != ours:
             raise CheckpointError(f"{snapshot.path}: was trained with {name} {theirs[key]}, this run has {ours}; they must agree")
-    for i, (theirs, ours) in enumerate(zip(snapshot.class_names or (), dataset.class_names or ())):
-        if theirs != ours:
-            raise CheckpointError(f"{snapshot.path}: its class {i} is {theirs!r}, this run's is {ours!r}; "
-                                  f"pack the images again with the classes in the same order")
+    check_same_labels(str(snapshot.path), {"kind": snapshot.label_kind, "dim": theirs["c_dim"], "names": snapshot.class_names}, dataset)
 
 
 def save_checkpoint(root: Path, engines: Mapping[str, Engine], state: Mapping[str, Any], seen: int, keep: int) -> None:

@@ -47,7 +47,7 @@ def convert(source: str | Path, destination: Path) -> list[str]:
     if destination.suffix == ".safetensors":
         if snapshot.states is None:
             raise CheckpointError(f"{snapshot.path}: is a snapshot of fastdgl already")
-        header = {"family": snapshot.family, "seen": snapshot.seen, "classes": snapshot.class_names, "converted_from": snapshot.path.name}
+        header = {"family": snapshot.family, "seen": snapshot.seen, "classes": snapshot.class_names, "label_kind": snapshot.label_kind, "converted_from": snapshot.path.name}
         write_snapshot(destination, states, {**header, **snapshot.arguments})
         return list(snapshot.notes)
     try:

@@ -16,19 +16,21 @@ from pathlib import Path
 
 import click
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from .images import SUFFIXES, DatasetError, Source, cause, decode, is_power_of_two, open_source
-from .images.files import class_folder
+from .images import DatasetError, Source, cause, decode, is_power_of_two, open_source, stored_bits, upright, why_no_image
 from .images.image_files import ImageFiles
-from .images.labels import recorded_class_names, recorded_labels
+from .images.labels import class_folders, recorded_class_names, recorded_labels
+from .paths import expanded
 from .sentences import printable
 
 CROPS = ("center", "none")
 LABELS = ("none", "folders", "json", "source")
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")
 SHOWN = 20  # skipped files in the printed report
+# bits of the values in an image of more than 8
+MOST_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Packed:
     enlarged: int                                   # of the images, those that were smaller than the resolution
     skipped: tuple[tuple[str, str], ...]            # name and reason, in the order met
     classes: tuple[tuple[str, int], ...] = ()       # name and images of class 0, 1, ..., where the classes have names
+    notes: tuple[str, ...] = ()                     # what a person should check, a sentence each
 
     def __str__(self) -> str:
         colour = {1: "grey", 3: "RGB"}[self.channels]
         lines = [f"{self.path}: {self.images} {colour} images of {self.resolution}x{self.resolution} pixels"]
         if self.enlarged:
             lines += [f"{self.enlarged} of them were smaller and have been enlarged"]
+        lines += [printable(f"note: {note}") for note in self.notes]
         lines += [printable(f"class {i}: {name}, {count} images") for i, (name, count) in enumerate(self.classes)]
         if self.skipped:
             lines += [f"{len(self.skipped)} files skipped:"]
@@ -66,6 +70,7 @@ def pack(
     channels: int | None = None,
     labels: str = "none",
     max_images: int | None = None,
+    bits: int | None = None,
     progress: bool = True,
 ) -> Packed:
     """Make a dataset, `dest`, of the images of `source`.
@@ -81,21 +86,24 @@ def pack(
         resolution: Side of the images in pixels, a power of two. Smaller images are enlarged, and counted.
         crop: "center" keeps the largest square in the middle; "none" skips what is not square.
         channels: 1 for grey, 3 for RGB. Default: grey if all images are.
-        labels: "none"; "folders", where each folder directly below `source` is a class, numbered by sorted name;
-            "json", which keeps the labels of the source's `dataset.json`; or "source", those that training would take from there.
+        labels: "none"; "folders", where each folder directly below `source` is a class, numbered by sorted name
+            (a folder around all others, or the parts `train` and `val`, are stepped into, and the report says so); "json", which keeps the labels of the source's `dataset.json`; or "source", those that training would take from there.
         max_images: Stop after this many images, taken in the order of their names.
+        bits: Of the values in files of 16 bits, whose format does not say how many are used: white is 2^bits - 1.
+            Default: 16; the report says where no value needs so many.
         progress: Whether to show a progress bar.
 
     Either all of `dest` is written or, with a DatasetError, none of it.
     """
-    dest = Path(dest)
-    _check_choices(resolution, crop, channels, labels, max_images)
+    source, dest = expanded(source), Path(expanded(dest))
+    _check_choices(resolution, crop, channels, labels, max_images, bits)
     _check_dest(dest)
     images = open_source(source)
-    label_of, classes = _labelling(images, labels)
+    label_of, classes, notes = _labelling(images, labels)
     channels = channels or _common_channels(images)
 
-    skipped = [(name, f"its name does not end like an image's ({' '.join(SUFFIXES)})") for name in images.others]
+    skipped = [(name, why_no_image(name)) for name in images.others]
+    depth = _Depth(bits)
     recorded, enlarged = [], 0
     total = min(len(images), max_images or len(images))
     with _written_whole(dest) as write, tqdm(total=total, unit="image", disable=not progress) as bar:
@@ -104,7 +112,7 @@ def pack(
                 break
             try:
                 label = label_of(i)
-                image = _upright(decode(images.image(i)))
+                image = _upright_in_8_bits(images.image(i), depth)
                 png = _png(_resized(_converted(image, channels), resolution, crop))
             except DatasetError as error:
                 skipped.append((images.name(i), str(error)))
@@ -119,11 +127,11 @@ def pack(
     counts = Counter(label for _, label in recorded) if classes else {}
     return Packed(
         dest, resolution, channels, len(recorded), enlarged, tuple(skipped),
-        tuple((name, counts[i]) for i, name in enumerate(classes)),
+        tuple((name, counts[i]) for i, name in enumerate(classes)), (*notes, *depth.notes()),
     )
 
 
-def _check_choices(resolution, crop, channels, labels, max_images):
+def _check_choices(resolution, crop, channels, labels, max_images, bits):
     if not is_power_of_two(resolution):
         raise DatasetError(f"resolution must be a power of two such as 64 or 256, got {resolution}")
     if crop not in CROPS:
@@ -134,6 +142,8 @@ def _check_choices(resolution, crop, channels, labels, max_images):
         raise DatasetError(f"labels must be one of {', '.join(LABELS)}, got {labels}")
     if max_images is not None and max_images < 1:
         raise DatasetError(f"max_images must be at least 1, got {max_images}")
+    if bits is not None and not 8 < bits <= MOST_BITS:
+        raise DatasetError(f"bits must be 9 to {MOST_BITS}, got {bits}")
 
 
 def _check_dest(dest: Path):
@@ -150,24 +160,24 @@ def _nothing_usable(source: Path, skipped: list[tuple[str, str]]) -> str:
     return f"{source} holds nothing usable: {len(skipped)} files skipped, among them {name}: {reason}; nothing was written"
 
 
-def _labelling(source: Source, labels: str) -> tuple[Callable[[int], int | list[float] | None], tuple[str, ...]]:
-    """A function from an image's number to its label, and the names of the classes where they have names."""
+def _labelling(source: Source, labels: str) -> tuple[Callable[[int], int | list[float] | None], tuple[str, ...], tuple[str, ...]]:
+    """A function from an image's number to its label, the names of the classes where they have names, and what to say about them."""
     if labels == "none":
-        return lambda i: None, ()
+        return lambda i: None, (), ()
     if labels == "source":
         all_labels = source.labels()
-        return lambda i: all_labels.values[i].tolist(), all_labels.class_names or ()
+        return lambda i: all_labels.values[i].tolist(), all_labels.class_names or (), all_labels.notes
     if not isinstance(source, ImageFiles):
         raise DatasetError(f"{source.path} holds no files that could have labels by {labels}: expected labels source, those it came with")
     if labels == "json":
         recorded = recorded_labels(source.files)
         by_class = isinstance(next(iter(recorded.values())), int)
         classes = recorded_class_names(source.files) if by_class else None
-        return (lambda i: _found(recorded, source.name(i), "has no label in dataset.json")), classes or ()
-    folders = [class_folder(name) for name in source.image_names]
-    classes = tuple(sorted(set(folders) - {None}))
+        return (lambda i: _found(recorded, source.name(i), "has no label in dataset.json")), classes or (), ()
+    found = class_folders(source.image_names)
+    classes = tuple(sorted(set(found.of_images) - {None}))
     numbers = {name: i for i, name in enumerate(classes)}
-    return (lambda i: _found(numbers, folders[i], "is in no class folder")), classes
+    return (lambda i: _found(numbers, found.of_images[i], "is in no class folder")), classes, found.notes
 
 
 def _found(labels: dict, key: str | None, otherwise: str) -> int | list[float]:
@@ -188,18 +198,68 @@ def _is_colour(source: Source, i: int) -> bool:
         return False
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    # broken EXIF: whatever its parser trips over
-    except Exception as error:
-        raise DatasetError(f"has EXIF data that cannot be understood ({cause(error)})") from error
+class _Depth:
+    """How many bits the values of 16-bit files have.
+
+    Args:
+        bits: As a person said; None where nobody did.
+    """
+
+    def __init__(self, bits: int | None):
+        self.bits = bits
+        self.images, self.largest, self.colour = 0, 0, False
+
+    def scaled(self, pixels: np.ndarray) -> np.ndarray:
+        """Return values of `bits` bits as 8 bits, rounded to the nearest.
+
+        Raises:
+            DatasetError: One has more bits.
+        """
+        white = 2 ** (self.bits or MOST_BITS) - 1
+        if pixels.max() > white:
+            raise DatasetError(f"has the value {pixels.max()}, expected at most {white} in {self.bits} bits; give the bits of all files")
+        self.saw(int(pixels.max()))
+        return ((pixels * 255 + white // 2) // white).astype(np.uint8)
+
+    def saw(self, largest: int) -> None:
+        """Note the largest value of an image, of 16 bits."""
+        self.images += 1
+        self.largest = max(self.largest, largest)
+
+    def notes(self) -> list[str]:
+        """Say where a person must tell how many bits there are."""
+        used = max(self.largest.bit_length(), 9)
+        if self.bits is not None or not self.images or used == MOST_BITS:
+            return []
+        remedy = "convert them to 8 bits first" if self.colour else f"pack them again with --bits {used}"
+        return [f"{self.images} images have 16 bits in each channel, and none of their values needs more than {used}: they were packed as 16 bits, "
+                f"and are too dark if they hold fewer; if so, remove the dataset and {remedy}"]
+
+
+def _upright_in_8_bits(image: Image.Image, depth: _Depth) -> Image.Image:
+    """Return an image with its pixels decoded, turned upright, and 16-bit ones reduced to 8."""
+    sixteen = stored_bits(image) > 8
+    image = upright(decode(image))
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        return _from_16_bit(image, depth)
+    if sixteen:
+        if depth.bits not in (None, MOST_BITS):
+            raise DatasetError(f"has 16 bits in each of several channels, of which Pillow reads the upper 8: expected a grey image for --bits {depth.bits}; "
+                               "convert it to 8 bits first")
+        depth.saw(max(high for _, high in _extrema(image)) * 256 + 255)
+        depth.colour = True
+    return image
+
+
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    """Return the least and largest value of each colour channel."""
+    colours = image.getchannel("L") if image.mode == "LA" else image.convert("RGB") if image.mode == "RGBA" else image
+    extrema = colours.getextrema()
+    return list(extrema) if isinstance(extrema[0], tuple) else [extrema]
 
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
     """8 bits, without transparency, in mode L or RGB."""
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        image = _from_16_bit(image)
     if image.mode == "F":
         raise DatasetError("has floating-point pixels, whose range cannot be known")
     try:
@@ -211,12 +271,12 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
         raise DatasetError(f"has colour mode {image.mode}, which cannot be converted ({cause(error)})") from error
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
+def _from_16_bit(image: Image.Image, depth: _Depth) -> Image.Image:
     pixels = np.asarray(image).astype(np.int64)
     # mode I is what Pillow makes of some 16-bit files; in 32 bits the range of the values cannot be known
     if pixels.min() < 0 or pixels.max() > 65535:
         raise DatasetError("has 32-bit pixels, whose range cannot be known")
-    return Image.fromarray(((pixels * 255 + 32767) // 65535).astype(np.uint8))
+    return Image.fromarray(depth.scaled(pixels))
 
 
 def _resized(image: Image.Image, resolution: int, crop: str) -> Image.Image:
@@ -292,18 +352,20 @@ def _write_file(path: Path, data: bytes):
 @click.option("--grey/--rgb", default=None, help="Colour of the dataset; without either, grey if all images are.")
 @click.option("--labels", type=click.Choice(LABELS), default="none", show_default=True, help="Where the classes come from.")
 @click.option("--max-images", type=int, help="Stop after this many images.")
-def dataset_command(source, dest, resolution, crop, grey, labels, max_images):
+@click.option("--bits", type=click.IntRange(9, MOST_BITS), help="Bits of the values in 16-bit files, such as 12.  [default: 16; the report says "
+              "where no value needs so many]")
+def dataset_command(source, dest, resolution, crop, grey, labels, max_images, bits):
     """Make a dataset, DEST, of the images of SOURCE.
 
     SOURCE is a folder or zip with images anywhere below, a folder of CIFAR-10's binary files, or an HDF5 file as
     BigGAN-PyTorch writes it. DEST is a zip if it ends in .zip, otherwise a folder. "--labels folders" makes each folder
-    directly below SOURCE a class; "--labels json" keeps the labels of its dataset.json; "--labels source" keeps those that
+    directly below SOURCE a class (below a folder that holds all others, and below train and val); "--labels json" keeps the labels of its dataset.json; "--labels source" keeps those that
     training would take from SOURCE.
     """
     channels = {None: None, True: 1, False: 3}[grey]
     try:
         packed = pack(
-            source, dest, resolution=resolution, crop=crop, channels=channels, labels=labels, max_images=max_images
+            source, dest, resolution=resolution, crop=crop, channels=channels, labels=labels, max_images=max_images, bits=bits
         )
     except DatasetError as error:
         raise click.ClickException(str(error)) from error

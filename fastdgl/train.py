@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -180,12 +181,12 @@ def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student
                 progress.elapsed = stats["Timing/total_sec"]["mean"]
                 progress.tick += 1
                 if stopping and not done:
-                    save(config, folder, student, latents, progress, faults)
+                    save(config, folder, dataset, student, latents, progress, faults)
                 else:
                     saved = keep(config, folder, dataset, student, latents, progress, sheet, evaluator, journal, stop, faults, done)
                     stopping = stop.agreed(at_once=True)
                     if stopping and not saved:
-                        save(config, folder, student, latents, progress, faults)
+                        save(config, folder, dataset, student, latents, progress, faults)
                 maintenance += time.perf_counter()
                 tick_start = progress.seen
             if stopping:
@@ -325,16 +326,18 @@ def keep(config: Config, folder: Path, dataset: ImageDataset, student: Student, 
             first_rank_decides(lambda: checkpoints.remove_old_snapshots(snapshot, settings.keep_snapshots))
     saved = evaluating or due(settings.checkpoint_ticks, progress, done)
     if saved:
-        save(config, folder, student, latents, progress, faults)
+        save(config, folder, dataset, student, latents, progress, faults)
     # last, since they may take longest: what is interrupted then, resuming makes up for
     if evaluating:
         evaluator.evaluate(snapshot, config.metrics.names, progress.seen, journal, stop)
     return saved
 
 
-def save(config: Config, folder: Path, student: Student, latents: Latents, progress: Progress, faults: Mapping[int, str]) -> None:
+def save(config: Config, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
+         faults: Mapping[int, str]) -> None:
     """Write a checkpoint of this moment. faults: What is wrong with the images that were replaced so far, on any rank."""
     state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress), "faults": dict(faults),
+             "labels": checkpoints.labels_of(dataset),
              "carried_by": {"engine.precision": config.engine.precision}}
     checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
 
@@ -368,6 +371,7 @@ def resume(student: Student, latents: Latents, progress: Progress, dataset: Imag
         saved = str(state["carried_by"]["engine.precision"])[:50]
     if saved != precision:
         raise CheckpointError(f"{checkpoint}: was saved with engine.precision {saved}, this run has {precision}; continue with {saved}")
+    check_labels(checkpoint, state, dataset)
     checkpoints.load_engines(checkpoint, student.engines)
     with checkpoints.loading(checkpoint, checkpoints.STATE):
         student.load_state_dict(state["student"])
@@ -377,6 +381,22 @@ def resume(student: Student, latents: Latents, progress: Progress, dataset: Imag
             raise ValueError("its faults are no sentences by the numbers of images")
         dataset.faults |= state["faults"]
     return state["faults"]
+
+
+def check_labels(checkpoint: Path, state: Mapping[str, Any], dataset: ImageDataset) -> None:
+    """Reject images whose labels mean something else than those the run began on.
+
+    Raises:
+        CheckpointError: They do; a checkpoint of before, which does not say, is taken at the word of the run's newest snapshot.
+    """
+    if "labels" in state:
+        with checkpoints.loading(checkpoint, checkpoints.STATE):
+            labels = {key: state["labels"][key] for key in ("kind", "dim", "names")}
+            if not all(type(name) is str for name in labels["names"] or ()):
+                raise ValueError("its names of classes are no texts")
+        checkpoints.check_same_labels(str(checkpoint), labels, dataset)
+    elif saved := checkpoints.saved_snapshots(checkpoint.parent.parent):
+        checkpoints.check_same_images(checkpoints.open_snapshot(saved[-1]), dataset)
 
 
 def sheet_name(seen: int) -> str:

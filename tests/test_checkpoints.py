@@ -25,7 +25,8 @@ CLASSES = 3
 
 def images_like(resolution=16, channels=3, label_dim=CLASSES, class_names=None):
     """What checkpoints asks of a training set."""
-    return SimpleNamespace(resolution=resolution, channels=channels, label_dim=label_dim, class_names=class_names)
+    return SimpleNamespace(resolution=resolution, channels=channels, label_dim=label_dim, class_names=class_names,
+                           label_kind="classes" if label_dim else None)
 
 
 IMAGES = images_like(class_names=("cat", "dog", "owl"))

@@ -211,7 +211,7 @@ def student():
     """One that has stepped once, and its config."""
     config = configs.from_dict({"images": {"path": "digits"}, "engine": {"kind": "torch"}, "model": tiny_networks.STYLEGAN2 | {"channels": 1}}, "tiny")
     run = start_run()
-    yield assemble(config, SimpleNamespace(label_dim=0, class_names=None), run, resumed=False)
+    yield assemble(config, SimpleNamespace(label_dim=0, class_names=None, label_kind=None), run, resumed=False)
     end_run()
 
 
@@ -263,7 +263,7 @@ def test_any_state_is_gone_on_from_or_refused(examples, tmp_path, student):
         progress = Progress(0)
         with not_for_ever():
             try:
-                resume(student, latents, progress, SimpleNamespace(faults={}), tmp_path, "fp32")
+                resume(student, latents, progress, SimpleNamespace(faults={}, label_dim=0, class_names=None, label_kind=None), tmp_path, "fp32")
             except CheckpointError as error:
                 one_sentence(error)
             else:

@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # a module may import those above it, never those beside or below
 ORDER = [
-    "atomic_files precision sentences",
+    "atomic_files paths precision sentences",
     "config interop",
     "config_reference losses ema images journal grids latents",
     "models packing",

@@ -12,7 +12,7 @@ BIGGAN = {"family": "biggan", "resolution": 32, "z_dim": 8, "generator_ch": 4, "
           "attention": 0}
 
 
-def save(path, model, c_dim, class_names):
+def save(path, model, c_dim, class_names, label_kind="classes"):
     """A snapshot of a tiny network, as training leaves it."""
     torch.manual_seed(0)
     config = configs.from_dict({"images": {"path": "digits"}, "model": model}, "test")
@@ -25,5 +25,5 @@ def save(path, model, c_dim, class_names):
         # of its own images, or they are all grey
         standing_statistics(average, [(torch.randn(16, 8), torch.eye(c_dim)[torch.arange(16) % c_dim])])
     path.parent.mkdir()
-    images = SimpleNamespace(label_dim=c_dim, class_names=class_names)
+    images = SimpleNamespace(label_dim=c_dim, class_names=class_names, label_kind=label_kind if c_dim else None)
     checkpoints.save_snapshot(path, {"G": G, "D": D, "G_ema": average}, config, images, 1000)

@@ -17,7 +17,8 @@ from .detectors import Detector
 from .features import MAX_BANK, Features, collect, real_images
 from .moments import Moments
 
-FORMAT = 1
+# 2: images are turned upright
+FORMAT = 2
 
 
 class CacheError(OSError):

@@ -5,8 +5,12 @@ They are read where they lie, one at a time: from a folder or zip of images (`im
 """
 
 from .dataset import ImageDataset as ImageDataset
-from .decoding import decode as decode, is_power_of_two as is_power_of_two, open_image as open_image
+from .decoding import (
+    decode as decode, formats as formats, is_power_of_two as is_power_of_two, open_image as open_image, stored_bits as stored_bits, suffixes as suffixes,
+    upright as upright, why_no_image as why_no_image,
+)
 from .errors import DatasetError as DatasetError, LabelsMissing as LabelsMissing, cause as cause
-from .files import SUFFIXES as SUFFIXES
+from .files import composed as composed
+from .labels import CLASSES as CLASSES, VECTORS as VECTORS
 from .sources import Source as Source, dataset_path as dataset_path, open_source as open_source
 from .stream import batches as batches, stream as stream

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .decoding import decode, is_power_of_two
+from .decoding import decode, is_power_of_two, stored_bits, upright, why_no_image
 from .errors import DatasetError
 from .labels import no_labels
 from .sources import open_source
@@ -20,6 +20,7 @@ from .sources import open_source
 # what a pixel of each mode holds; every other mode is for `fastdgl dataset` to convert
 CHANNELS = {"L": 1, "RGB": 3}
 REMEDY = "run `fastdgl dataset` to prepare the images"
+SIXTEEN_BITS = "has 16 bits in each channel, expected 8"
 # what becomes of images that cannot be used
 CORRUPT = ("stop", "skip")
 # one bad image in so many is an accident; more of them are a broken set
@@ -45,7 +46,8 @@ class ImageDataset(torch.utils.data.Dataset):
         faults: What is wrong with the images that were replaced so far, a sentence each, by their number.
         label_dim: Classes, or the length of the labels that are vectors.
         class_names: Of class 0, 1, ..., or None where the source does not tell.
-        labels_are_classes: Whether an image has one class, or none; not so where labels are vectors.
+        label_kind: "classes" or "vectors", of the labels; None without labels.
+        notes: How the classes were found where a person might have meant others, a sentence each.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class ImageDataset(torch.utils.data.Dataset):
         self.corrupt = corrupt
         self.faults: dict[int, str] = {}
         if not len(self.source):
+            others = f"; {self.source.others[0]}: {why_no_image(self.source.others[0])}" if self.source.others else ""
             raise DatasetError(
-                f"{self.source.path} holds no images: expected files such as 00000/img00000000.png; check the path or {REMEDY}"
+                f"{self.source.path} holds no images: expected files such as 00000/img00000000.png; check the path or {REMEDY}{others}"
             )
         self.channels, self.resolution = self._first_layout()
         if resolution not in (None, self.resolution):
@@ -72,7 +75,7 @@ class ImageDataset(torch.utils.data.Dataset):
             )
         self._labels = self.source.labels() if labels else no_labels(len(self.source))
         self.label_dim, self.class_names = self._labels.dim, self._labels.class_names
-        self.labels_are_classes = self.label_dim == 0 or self._labels.values.ndim == 1
+        self.label_kind, self.notes = self._labels.kind, self._labels.notes
 
     def __len__(self) -> int:
         return len(self.source) * (2 if self.mirror else 1)
@@ -142,7 +145,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 with self._naming(i):
                     image = self.source.image(i)
                     layout = _layout(image)
-                    decode(image)
+                    upright(decode(image))
                 return layout
             except DatasetError as error:
                 self._pass_over(i, error, faults)
@@ -167,7 +170,9 @@ class ImageDataset(torch.utils.data.Dataset):
             raise DatasetError(
                 f"has {image.width}x{image.height} pixels, expected {self.resolution}x{self.resolution} like the first image"
             )
-        pixels = np.asarray(decode(image)).reshape(self.resolution, self.resolution, self.channels)
+        if stored_bits(image) > 8:
+            raise DatasetError(SIXTEEN_BITS)
+        pixels = np.asarray(upright(decode(image))).reshape(self.resolution, self.resolution, self.channels)
         return pixels.transpose(2, 0, 1)                              # [C, H, W]
 
     @contextmanager
@@ -190,4 +195,6 @@ def _layout(image: Image.Image) -> tuple[int, int]:
         raise DatasetError(f"has colour mode {image.mode}, expected grey (L) or RGB")
     if image.width != image.height or not is_power_of_two(image.width):
         raise DatasetError(f"has {image.width}x{image.height} pixels, expected a square whose side is a power of two")
+    if stored_bits(image) > 8:
+        raise DatasetError(SIXTEEN_BITS)
     return CHANNELS[image.mode], image.width

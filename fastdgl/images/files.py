@@ -5,6 +5,8 @@ import lzma
 import os
 import stat
 import struct
+import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -12,10 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .decoding import MAX_PIXELS
+from .decoding import MAX_PIXELS, suffixes
 from .errors import DatasetError, cause
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# what systems leave beside files, in lower case; besides names that begin with a dot
+OF_SYSTEMS = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin", "icon\r", "lost+found",
+              "system volume information"}
+# of a zip entry: its name is UTF-8; its type of an extra field that repeats the name in UTF-8
+UTF8_FLAG, UNICODE_PATH = 0x800, 0x7075
 # ways to reach one folder by links; more are a maze of them
 MAX_WAYS = 100
 # of a file of more bytes, the image would be too large as well
@@ -45,16 +51,16 @@ class PerProcess:
 class Folder:
     """The files below a folder, by their path relative to it, with forward slashes; links are followed.
 
-    folders: Names of the folders directly below.
+    folders: The folders below, at any depth, in the same form.
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self.folders: set[str] = set()
         try:
             self.names = sorted(self._names_below())
         except RecursionError:
             raise DatasetError(f"{path} holds folders within folders, too deep to be a dataset") from None
-        self.folders = {item.name for item in path.iterdir() if item.is_dir()}
 
     def read(self, name: str) -> bytes:
         try:
@@ -88,13 +94,14 @@ class Folder:
             below = Path(folder).relative_to(self.path)
             # a folder at a time: a path for each of a million files takes long
             prefix = "" if below == Path() else f"{below.as_posix()}/"
+            self.folders.update(prefix + name for name in folders)
             yield from (prefix + name for name in names)
 
 
 class Archive:
-    """The files of a zip, by name.
+    """The files of a zip, by name, with forward slashes whatever system wrote it.
 
-    folders: Names of the folders at the top.
+    folders: The folders in it, at any depth.
     """
 
     def __init__(self, path: Path):
@@ -103,19 +110,30 @@ class Archive:
         try:
             entries = self._open().infolist()
         except (OSError, NotImplementedError, ValueError, struct.error, zipfile.BadZipFile) as error:
+            if _is_tar(path):
+                raise DatasetError(f"{path} is a tar archive: expected a folder or a zip; unpack it, and give the folder") from None
             raise DatasetError(
                 f"{path} is neither a folder nor a zip that opens ({cause(error)}): expected a dataset; "
                 "run `fastdgl dataset` to prepare the images"
             ) from error
-        # not is_dir(), which fails where a damaged name is empty
-        self.names = sorted({entry.filename for entry in entries if not entry.filename.endswith("/")})
-        self.folders = {entry.filename.split("/")[0] for entry in entries if "/" in entry.filename}
+        self._entries: dict[str, str] = {}
+        self.folders: set[str] = set()
+        for entry, name in zip(entries, _names_of_entries(entries)):
+            # not is_dir(), which fails where a damaged name is empty
+            if name.endswith("/"):
+                self.folders.add(name.rstrip("/"))
+            elif self._entries.setdefault(name, entry.filename) != entry.filename:
+                raise DatasetError(f"{path} holds {self._entries[name]!r} and {entry.filename!r}, which are one name with forward slashes: "
+                                   f"expected different names; rename one of them")
+        self.names = sorted(self._entries)
+        self.folders.update(above for name in self.names for above in _folders_of(name))
 
     def read(self, name: str) -> bytes:
         try:
             archive = self._open()
-            _check_bytes(archive.getinfo(name).file_size)
-            return archive.read(name)
+            entry = archive.getinfo(self._entries[name])
+            _check_bytes(entry.file_size)
+            return archive.read(entry)
         except DatasetError:
             raise
         # RuntimeError: encrypted, or compressed in a way Python does not know; ValueError: a position or name that cannot be
@@ -124,8 +142,75 @@ class Archive:
 
     def checksum(self, name: str) -> tuple[int, int]:
         """Bytes of a file, and their CRC-32, as the zip lists them."""
-        entry = self._open().getinfo(name)
+        entry = self._open().getinfo(self._entries[name])
         return entry.file_size, entry.CRC
+
+
+def _names_of_entries(entries: list[zipfile.ZipInfo]) -> list[str]:
+    """Return the names of a zip's entries with forward slashes.
+
+    Windows writes backslashes. Old programs write names in the code page of their country, without saying which; in those of
+    East Asia a backslash may be the second half of a letter, so there it separates only where no name has a forward slash.
+    """
+    decoded = [_decoded_name(entry) for entry in entries]
+    slashes = any("/" in name for name, _ in decoded)
+    names = []
+    for name, raw in decoded:
+        if raw is None or not slashes:
+            name = name.replace("\\", "/")
+        else:
+            name = "".join("/" if letter == "\\" and (i == 0 or raw[i - 1] < 0x80) else letter for i, letter in enumerate(name))
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        # an entry without any name stays one, and is met where it is read
+        names.append("/".join(parts) + ("/" if parts and name.endswith("/") else "") if parts else name)
+    return names
+
+
+def _decoded_name(entry: zipfile.ZipInfo) -> tuple[str, bytes | None]:
+    """Return the name of an entry, and its bytes where they are in a code page that nobody knows."""
+    name = entry.filename
+    if name.isascii() or entry.flag_bits & UTF8_FLAG:
+        return name, None
+    extra = _unicode_path(entry.extra)
+    if extra is not None:
+        return extra, None
+    try:
+        # Python takes what is not marked as UTF-8 for code page 437, but macOS and Linux write UTF-8 without the mark
+        raw = name.encode("cp437")
+    except UnicodeEncodeError:
+        return name, None
+    try:
+        return raw.decode("utf-8"), None
+    except UnicodeDecodeError:
+        return name, raw
+
+
+def _unicode_path(extra: bytes) -> str | None:
+    """Return the UTF-8 name in an entry's extra field, if there is one."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack("<HH", extra[:4])
+        if kind == UNICODE_PATH:
+            try:
+                # a version and a checksum stand before it
+                return extra[9:4 + size].decode("utf-8") or None
+            except UnicodeDecodeError:
+                return None
+        extra = extra[4 + size:]
+    return None
+
+
+def _folders_of(name: str) -> Iterator[str]:
+    """Yield the folders that a file lies in, the deepest first."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        return False
 
 
 def sha256_of_file(path: Path) -> str:
@@ -147,18 +232,17 @@ def fingerprint_of_file(path: Path) -> str:
 
 def is_hidden(name: str) -> bool:
     """Whether a file is the system's and not the user's, as the `__MACOSX/._a.png` that macOS adds to zips."""
-    return any(part == "__MACOSX" or (part.startswith(".") and part != ".") for part in name.split("/"))
+    return any(part.lower() in OF_SYSTEMS or (part.startswith(".") and part != ".") for part in name.split("/"))
 
 
 def is_image(name: str) -> bool:
     """Whether the name ends like an image's."""
-    return name.lower().endswith(SUFFIXES)
+    return name.lower().endswith(suffixes())
 
 
-def class_folder(name: str) -> str | None:
-    """The folder at the top that a file is in, or None for one at the top itself."""
-    folder, slash, _ = name.partition("/")
-    return folder if slash else None
+def composed(name: str) -> str:
+    """Return a name with its accents composed (NFC): macOS stores them apart, other systems do not."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _refuse_folder(error: OSError):

@@ -8,7 +8,7 @@ from PIL import Image
 from .decoding import open_image
 from .errors import DatasetError
 from .files import Archive, Folder, is_hidden, is_image
-from .labels import Labels, labels_of_files
+from .labels import Labels, labels_file, labels_of_files
 
 
 class ImageFiles:
@@ -21,7 +21,7 @@ class ImageFiles:
         self.files = files
         visible = [name for name in files.names if not is_hidden(name)]
         self.image_names = [name for name in visible if is_image(name)]
-        self.others = [name for name in visible if not is_image(name) and name != "dataset.json"]
+        self.others = [name for name in visible if not is_image(name) and name != labels_file(files)]
 
     @property
     def path(self) -> Path:

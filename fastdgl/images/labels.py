@@ -8,12 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import DatasetError, LabelsMissing, cause
-from .files import Archive, Folder, class_folder, is_hidden
+from .files import Archive, Folder, composed, is_hidden
 
 # beyond this a class is taken for an identifier: one-hot labels of that length serve nobody
 MAX_CLASSES = 1_000_000
 # folders that number the images, not class them
 NUMBERED = re.compile(r"\d{5}/img\d{8}\.\w+")
+# names that people give the parts of one set of images, in lower case
+PARTS = {"train", "training", "trainset", "train_set", "val", "valid", "validation", "valset", "val_set", "test", "testing", "testset", "test_set",
+         "dev", "eval", "evaluation", "holdout"}
+# the kinds of labels, by the names under which files keep them
+CLASSES, VECTORS = "classes", "vectors"
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,20 @@ class Labels:
 
     values: `int64 [images]` of classes below `dim`, or `float32 [images, dim]` of vectors.
     class_names: Of class 0, 1, ..., where the source tells.
+    notes: How the classes were found where a person might have meant others, a sentence each.
     """
 
     values: np.ndarray
     dim: int
     class_names: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str | None:
+        """CLASSES or VECTORS; None without labels."""
+        if self.dim == 0:
+            return None
+        return CLASSES if self.values.ndim == 1 else VECTORS
 
     def vector(self, i: int) -> np.ndarray:
         """The label of image `i`, `float32 [dim]`; of a class, one-hot."""
@@ -66,7 +80,8 @@ def labels_of_files(files: Folder | Archive, image_names: Sequence[str]) -> Labe
     Raises:
         DatasetError: An image has no label or a wrong one, or a class folder has no image.
     """
-    if "dataset.json" not in files.names and not all(map(NUMBERED.fullmatch, image_names)):
+    inner = inner_folder(image_names)
+    if labels_file(files) is None and not all(NUMBERED.fullmatch(name.removeprefix(inner)) for name in image_names):
         return _labels_by_folder(files, image_names)
     recorded = recorded_labels(files)
     for name in image_names:
@@ -78,19 +93,92 @@ def labels_of_files(files: Folder | Archive, image_names: Sequence[str]) -> Labe
     return class_labels(np.array(values), recorded_class_names(files), lambda i: f"dataset.json in {files.path} gives {image_names[i]}")
 
 
+def inner_folder(names: Sequence[str]) -> str:
+    """Return the folders that all these files lie in and that hold nothing else, as a prefix `photos/`; "" where there are none."""
+    prefix = ""
+    while names:
+        deeper = f"{prefix}{names[0].removeprefix(prefix).partition('/')[0]}/"
+        # a folder directly above files is theirs: the one class of a set, or the first thousand of numbered images
+        if not all(name.startswith(deeper) and "/" in name[len(deeper):] for name in names):
+            break
+        prefix = deeper
+    return prefix
+
+
+def labels_file(files: Folder | Archive) -> str | None:
+    """Return the name of the source's `dataset.json`: at the top, or in the one folder that all images lie below; None without one."""
+    found = [name for name in files.names if name.rpartition("/")[2] == "dataset.json" and not is_hidden(name)]
+    if "dataset.json" in found or not found:
+        return "dataset.json" if found else None
+    # a zip of the folder, rather than of what is in it
+    below = [name.removesuffix("dataset.json") for name in found]
+    images = [name for name in files.names if not is_hidden(name) and name not in found]
+    return f"{below[0]}dataset.json" if len(below) == 1 and all(name.startswith(below[0]) for name in images) else None
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """Which class folder each image is in.
+
+    of_images: The name of the folder, accents composed; None for an image in no class folder.
+    roots: Prefixes of the folders whose subfolders are the classes.
+    notes: As of `Labels`.
+    """
+
+    of_images: list[str | None]
+    roots: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def class_folders(image_names: Sequence[str]) -> ClassFolders:
+    """Find the folders that a person would call the classes of these images.
+
+    They are the folders at the top, or one level further down for each level at which there is only one folder (a zip of the
+    folder of photos), or at which the folders are parts of one set (`train` and `val`), whose classes are then joined.
+    """
+    prefix = inner_folder(image_names)
+    rests = [name.removeprefix(prefix) for name in image_names]
+    notes, roots = [], (prefix,)
+    tops = {rest.partition("/")[0] for rest in rests if "/" in rest}
+    if prefix:
+        notes.append(f"the classes are the folders in {prefix[:-1]}")
+    if len(tops) > 1 and all(top.lower() in PARTS for top in tops) and all("/" in rest for rest in rests):
+        parts = sorted(tops)
+        notes = [f"{_listed(parts)} are parts of one set and no classes: the classes are the folders in them, and the images of all parts are used; "
+                 f"for one part alone, give the path of its folder"]
+        roots = tuple(f"{prefix}{part}/" for part in parts)
+        rests = [rest.partition("/")[2] for rest in rests]
+    elif len(tops) > 1 and all("/" in rest for rest in rests):
+        below = {top: {rest.split("/")[1] for rest in rests if rest.startswith(f"{top}/") and rest.count("/") > 1} for top in tops}
+        shared = set.intersection(*below.values())
+        if len(shared) > 1:
+            notes.append(f"the classes are {_listed(sorted(tops))}, and each holds folders called {_listed(sorted(shared))}: "
+                         f"if these are the classes, give the path of one of the outer folders, or name the classes in dataset.json")
+    folders = [composed(rest.partition("/")[0]) if "/" in rest else None for rest in rests]
+    return ClassFolders(folders, roots, tuple(notes))
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _labels_by_folder(files: Folder | Archive, image_names: Sequence[str]) -> Labels:
-    folders = [class_folder(name) for name in image_names]
+    found = class_folders(image_names)
+    folders = found.of_images
     if None in folders:
         raise LabelsMissing(
             f"{files.path} has no dataset.json, and {image_names[folders.index(None)]} lies in no class folder: labels were asked for, "
             "and those are where they are expected; run `fastdgl dataset --labels folders`"
         )
-    class_names = tuple(sorted(folder for folder in files.folders if not is_hidden(folder)))
+    # the folders with images, and those that have none
+    below = {folder.removeprefix(root) for folder in files.folders for root in found.roots if folder.startswith(root) and not is_hidden(folder)}
+    class_names = tuple(sorted(composed(folder) for folder in below if folder and "/" not in folder))
+    class_names = tuple(dict.fromkeys(class_names))
     empty = sorted(set(class_names) - set(folders))
     if empty:
         raise DatasetError(f"{empty[0]} in {files.path} holds no images: expected some in every class folder; remove it or fill it")
     index = {name: i for i, name in enumerate(class_names)}
-    return Labels(np.array([index[folder] for folder in folders], np.int64), len(class_names), class_names)
+    return Labels(np.array([index[folder] for folder in folders], np.int64), len(class_names), class_names, found.notes)
 
 
 def recorded_labels(files: Folder | Archive) -> dict[str, int | list[float]]:
@@ -98,15 +186,16 @@ def recorded_labels(files: Folder | Archive) -> dict[str, int | list[float]]:
 
     An image whose label is null is left out.
     """
-    where = f"dataset.json in {files.path}"
-    if "dataset.json" not in files.names:
+    where, file = f"dataset.json in {files.path}", labels_file(files)
+    if file is None:
         raise LabelsMissing(
             f"{files.path} has no dataset.json: labels were asked for, and that is where they are expected; "
             "run `fastdgl dataset --labels folders`"
         )
     try:
-        entries = json.loads(files.read("dataset.json"))["labels"]
-        pairs = [(name.replace("\\", "/"), label) for name, label in entries or [] if label is not None]
+        entries = json.loads(files.read(file))["labels"]
+        folder = file.removesuffix("dataset.json")
+        pairs = [(folder + name.replace("\\", "/").removeprefix("./"), label) for name, label in entries or [] if label is not None]
     except DatasetError as error:
         raise DatasetError(f"{where} {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -115,7 +204,10 @@ def recorded_labels(files: Folder | Archive) -> dict[str, int | list[float]]:
         ) from error
     if not pairs:
         raise LabelsMissing(f"{where} holds no labels: expected one per image; run `fastdgl dataset --labels folders` on the originals")
-    return _checked_labels(pairs, where)
+    labels = _checked_labels(pairs, where)
+    # accents may be composed here and apart there
+    spelled = {composed(name): name for name in files.names if not name.isascii()}
+    return {spelled.get(composed(name), name): label for name, label in labels.items()} if spelled else labels
 
 
 def recorded_class_names(files: Folder | Archive) -> tuple[str, ...] | None:
@@ -124,8 +216,9 @@ def recorded_class_names(files: Folder | Archive) -> tuple[str, ...] | None:
     Raises:
         DatasetError: A name is no text.
     """
+    file = labels_file(files)
     try:
-        names = json.loads(files.read("dataset.json")).get("classes")
+        names = None if file is None else json.loads(files.read(file)).get("classes")
     except (DatasetError, ValueError, AttributeError, RecursionError):
         return None
     if not isinstance(names, list):
@@ -133,7 +226,7 @@ def recorded_class_names(files: Folder | Archive) -> tuple[str, ...] | None:
     wrong = [i for i, name in enumerate(names) if type(name) not in (str, int)]
     if wrong:
         raise DatasetError(f"dataset.json in {files.path} gives class {wrong[0]} a name that is no text; correct it there")
-    return tuple(map(str, names))
+    return tuple(composed(str(name)) for name in names)
 
 
 def _checked_labels(pairs: list, where: str) -> dict[str, int | list[float]]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from ..paths import expanded
 from .cifar10 import Cifar10, holds_cifar10
 from .errors import DatasetError
 from .files import Archive, Folder
@@ -46,7 +47,7 @@ def dataset_path(path: str | os.PathLike) -> Path:
     """
     if path == "digits":
         return Path(__file__).parents[1] / "assets" / "digits.zip"
-    return Path(path)
+    return Path(expanded(path))
 
 
 def open_source(path: str | os.PathLike) -> Source:

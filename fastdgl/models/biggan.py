@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..latents import Latents, seeded_z
 from ..precision import at_precision
 from .batch_norm import BatchNormReLU, ConditionalBatchNormReLU, running_statistics, untracked
+from .conditioning import as_labels, check_z
 from .pretrained import Pretrained
 from .spectral_norm import Conv2d, Embedding, Linear, NormalizedEmbedding, SpectralNorm
 
@@ -121,6 +122,7 @@ class Generator(Pretrained):
     """
 
     family = "biggan"
+    vector_labels = False
     # of the average generator, which copies the others; see `ema.update`
     averaged_buffers = ("stored_mean", "stored_var")
 
@@ -158,7 +160,7 @@ class Generator(Pretrained):
 
         Args:
             z: `[N, z_dim]`, standard normal.
-            c: `[N, c_dim]`, one-hot classes.
+            c: `[N, c_dim]`, one-hot classes; or class numbers, integers `[N]`.
 
         Returns:
             `[N, img_channels, R, R]`, fp32, in [-1, 1].
@@ -166,10 +168,9 @@ class Generator(Pretrained):
         Raises:
             ValueError: A shape is another.
         """
-        if z.ndim != 2 or z.shape[1] != self.z_dim:
-            raise ValueError(f"z must be [N, {self.z_dim}], got {list(z.shape)}")
-        check_classes(c, z.shape[0], self.c_dim)
-        z, y = z.float(), self.shared(c.float())
+        check_z(z, self.z_dim)
+        c = as_labels(c, z.shape[0], self.c_dim, z.device)
+        z, y = z.float(), self.shared(c)
         ys = [y] * len(self.blocks)
         if self.hier:
             z, *chunks = z.split(self.chunk, dim=1)
@@ -290,7 +291,7 @@ class Discriminator(nn.Module):
         return feature_modules(self.blocks)
 
     def forward(self, image: Tensor, c: Tensor) -> Tensor:
-        """`[N, img_channels, R, R]`, one-hot classes `[N, c_dim]` -> logits `[N, 1]`, fp32.
+        """`[N, img_channels, R, R]`, one-hot classes `[N, c_dim]` or class numbers `[N]` -> logits `[N, 1]`, fp32.
 
         Raises:
             ValueError: A shape is another.
@@ -298,12 +299,12 @@ class Discriminator(nn.Module):
         shape = [self.img_channels, self.img_resolution, self.img_resolution]
         if list(image.shape[1:]) != shape:
             raise ValueError(f"image must be [N, {', '.join(map(str, shape))}], got {list(image.shape)}")
-        check_classes(c, len(image), self.c_dim)
+        c = as_labels(c, len(image), self.c_dim, image.device)
         x = at_precision(image, self.linear.weight.dtype)
         for layer in (layer for block in self.blocks for layer in block):
             x = layer(x)
         h = F.relu(x).float().sum(dim=(2, 3))                             # [N, C]
-        return self.linear(h) + (self.embed(c.float()) * h).sum(dim=1, keepdim=True)
+        return self.linear(h) + (self.embed(c) * h).sum(dim=1, keepdim=True)
 
 
 def with_attention(blocks: Sequence[nn.Module], widths: Sequence[int], resolutions: Sequence[int], attention: int, eps: float) -> nn.ModuleList:
@@ -338,9 +339,3 @@ def check_arguments(c_dim: int, img_resolution: int, img_channels: int, ch: int,
         raise ValueError(f"init={init!r}: expected one of {', '.join(map(repr, INITS))}")
     if not sn_eps > 0:
         raise ValueError(f"sn_eps={sn_eps}: expected a number above 0")
-
-
-def check_classes(c: Tensor | None, N: int, c_dim: int) -> None:
-    shape = None if c is None else list(c.shape)
-    if shape != [N, c_dim]:
-        raise ValueError(f"c must be one-hot classes [{N}, {c_dim}], one per sample, got {shape}")

@@ -18,7 +18,7 @@ from ..sentences import printable
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 # what config.json says besides the arguments of the network
-FAMILY, CLASSES = "family", "classes"
+FAMILY, CLASSES, LABEL_KIND = "family", "classes", "label_kind"
 # what any argument of a network may be
 LARGEST = 2**31 - 1
 LOW_PRECISIONS = ("float16", "bfloat16")
@@ -74,6 +74,10 @@ class Pretrained(nn.Module):
     """
 
     family: str
+    # whether labels may be vectors, or are classes always
+    vector_labels: bool
+    # "classes" or "vectors", of the training set; None where nobody said
+    label_kind: str | None = None
 
     def __new__(cls, **arguments: Any) -> "Pretrained":
         network = super().__new__(cls)
@@ -96,7 +100,7 @@ class Pretrained(nn.Module):
         # all of them: a default of today is another one some day
         arguments = inspect.signature(type(self).__init__).bind(self, **self.init_kwargs)
         arguments.apply_defaults()
-        config = {FAMILY: self.family, CLASSES: class_names and list(class_names), **arguments.kwargs}
+        config = {FAMILY: self.family, CLASSES: class_names and list(class_names), LABEL_KIND: self.label_kind, **arguments.kwargs}
         with atomically(folder) as unfinished:
             unfinished.mkdir()
             (unfinished / CONFIG).write_text(json.dumps(config, indent=2, default=_dtype_name) + "\n", encoding="utf-8")
@@ -120,7 +124,7 @@ class Pretrained(nn.Module):
                 holds another network.
         """
         folder = Path(source) if os.path.isdir(source) else fetched(str(source))
-        family, arguments, _ = read_config(folder)
+        family, arguments, _, label_kind = read_config(folder)
         if family != cls.family:
             raise PretrainedError(f"{folder}: holds a generator of family {family!r}, expected {cls.family!r}")
         try:
@@ -129,6 +133,7 @@ class Pretrained(nn.Module):
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise PretrainedError(f"{folder}: {WEIGHTS} and {CONFIG} are not of one network that this fastdgl knows: "
                                   f"{' '.join(str(error).split())[:200]}") from None
+        network.label_kind = label_kind
         return network.eval()
 
 
@@ -137,15 +142,16 @@ def is_pretrained(folder: Path) -> bool:
     return os.path.isfile(folder / CONFIG) and os.path.isfile(folder / WEIGHTS)
 
 
-def read_config(folder: Path) -> tuple[str, dict[str, Any], list[str] | None]:
-    """The family, the arguments of the network, and the names of the classes, if they have names.
+def read_config(folder: Path) -> tuple[str, dict[str, Any], list[str] | None, str | None]:
+    """The family, the arguments of the network, the names of the classes, if they have names, and the kind of its labels.
 
     Raises:
         PretrainedError: It is not there, or damaged.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return config.pop(FAMILY), config, config.pop(CLASSES)
+        # folders of before say no kind
+        return config.pop(FAMILY), config, config.pop(CLASSES), config.pop(LABEL_KIND, None)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise PretrainedError(f"{folder}: has no {CONFIG} of fastdgl, or a damaged one; expected a folder that save_pretrained wrote") from None
 

@@ -14,6 +14,7 @@ from fastdgl_kernels import modulated_conv2d_bias_act, setup_filter, upsample2d
 
 from ..latents import Latents, RepeatedNoise, seeded_z
 from ..precision import Fp32Buffers, at_precision
+from .conditioning import as_labels, check_z
 from .layers import RESAMPLE_TAPS, Conv2dLayer, FullyConnectedLayer, MinibatchStdLayer, normalize_2nd_moment
 from .pretrained import Pretrained
 
@@ -82,6 +83,8 @@ class MappingNetwork(Fp32Buffers):
             raise ValueError(f"mapping_layers={num_layers}, z_dim={z_dim}, c_dim={c_dim}, w_dim={w_dim}: expected 0 to {MAX_MAPPING_LAYERS} layers, "
                              f"and no negative number of features")
         self.z_dim, self.c_dim, self.num_ws, self.num_layers, self.w_avg_beta = z_dim, c_dim, num_ws, num_layers, w_avg_beta
+        # what its labels are, where the one who loads it knows
+        self.label_kind: str | None = None
         if c_dim > 0:
             self.embed = FullyConnectedLayer(c_dim, w_dim)
         features = [z_dim + (w_dim if c_dim > 0 else 0)] + [w_dim] * num_layers
@@ -99,19 +102,25 @@ class MappingNetwork(Fp32Buffers):
 
         Args:
             z: `[N, z_dim]`, standard normal.
-            c: `[N, c_dim]`, one-hot classes; ignored by an unconditional network.
+            c: `[N, c_dim]`, one-hot classes or vectors; or class numbers, integers `[N]`; ignored by an unconditional network.
             truncation_psi: 1 leaves w alone, 0 is the mean image.
             truncation_cutoff: None truncates all layers.
             update_w_avg: Move the running mean of w towards this batch.
 
         Returns:
             `[N, num_ws, w_dim]`, or `[N, w_dim]` where num_ws is None.
+
+        Raises:
+            ValueError: z or c is of another shape.
         """
         inputs = []
         if self.z_dim > 0:
+            check_z(z, self.z_dim)
             inputs.append(normalize_2nd_moment(z.float()))
         if self.c_dim > 0:
-            inputs.append(normalize_2nd_moment(self.embed(c.float())))
+            # a discriminator's mapping network has no z, and is handed labels [N, c_dim]
+            N, device = (z.shape[0], z.device) if self.z_dim > 0 else (c.shape[0], c.device)
+            inputs.append(normalize_2nd_moment(self.embed(as_labels(c, N, self.c_dim, device, self.label_kind))))
         w = torch.cat(inputs, dim=1)
         for i in range(self.num_layers):
             w = getattr(self, f"fc{i}")(w)
@@ -273,6 +282,7 @@ class Generator(Pretrained):
     """
 
     family = "stylegan2"
+    vector_labels = True
     # of the average generator, which copies all; see `ema.update`
     averaged_buffers = ()
 
@@ -291,9 +301,18 @@ class Generator(Pretrained):
 
     def forward(self, z: Tensor, c: Tensor | None = None, truncation_psi: float = 1.0,
                 truncation_cutoff: int | None = None, noise_mode: str = "random", normal: Normal = torch.randn) -> Tensor:
-        """`[N, z_dim]`, `[N, c_dim]` -> `[N, img_channels, R, R]`; see the two networks for the arguments."""
+        """`[N, z_dim]`, `[N, c_dim]` or class numbers `[N]` -> `[N, img_channels, R, R]`; see the two networks for the arguments."""
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff)
         return self.synthesis(ws, noise_mode, normal)
+
+    @property
+    def label_kind(self) -> str | None:
+        """What its labels are: "classes" or "vectors"; None where nobody said."""
+        return self.mapping.label_kind
+
+    @label_kind.setter
+    def label_kind(self, kind: str | None) -> None:
+        self.mapping.label_kind = kind
 
     def sample_z(self, seed: int, truncation: float | None = None) -> Tensor:
         """The z of a seed, `[1, z_dim]`; truncation is of w, and does not change it."""
@@ -442,5 +461,5 @@ class Discriminator(nn.Module):
         x = image
         for R in self.block_resolutions:
             x = getattr(self, f"b{R}")(x)
-        cmap = self.mapping(None, c) if self.c_dim > 0 else None
+        cmap = self.mapping(None, as_labels(c, image.shape[0], self.c_dim, image.device)) if self.c_dim > 0 else None
         return self.b4(x, cmap)
