@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from fastdgl import ema
-from fastdgl.models import biggan
+from fastdgl.models import biggan, stylegan2
+
+from launches import Launches
 
 
 class Network(nn.Module):
@@ -103,3 +105,42 @@ def test_a_16_bit_network_is_averaged_in_fp32():
 ])
 def test_the_half_life_grows_with_the_images_seen(seen, rampup, expected):
     assert ema.half_life(seen, ema_kimg=10, ema_rampup=rampup) == expected
+
+
+def generator():
+    torch.manual_seed(0)
+    return stylegan2.Generator(img_resolution=32, z_dim=8, w_dim=8, mapping_layers=2, channel_base=128, channel_max=8)
+
+
+def test_the_average_copies_constant_buffers_once():
+    network, average = generator(), ema.averaged_copy(generator())
+    changing = [name for name, _ in network.named_buffers() if name.endswith("w_avg")]
+    constant = [name for name, _ in network.named_buffers() if name not in changing]
+    assert len(changing) == 1 and len(constant) > 10
+    network.synthesis.b8.conv0.noise_const.add_(1)
+
+    def update() -> int:
+        """How many buffers were written."""
+        before = {name: buffer._version for name, buffer in average.named_buffers()}
+        ema.update(average, network, 0.5, network.averaged_buffers)
+        written = sum(buffer._version > before[name] for name, buffer in average.named_buffers())
+        assert all(torch.equal(buffer, network.get_buffer(name)) for name, buffer in average.named_buffers())
+        return written
+
+    # what first differs is copied with all others
+    assert update() == len(changing) + len(constant)
+    assert update() == len(changing)
+    network.mapping.w_avg.add_(1)
+    assert update() == len(changing)
+    # what somebody writes to either, or puts in its place
+    network.synthesis.b8.conv0.noise_const.add_(1)
+    average.synthesis.b16.conv0.noise_const.zero_()
+    network.synthesis.b16.conv1.noise_const = network.synthesis.b16.conv1.noise_const + 1
+    assert update() == len(changing) + 3
+    with Launches() as launches:
+        ema.update(average, network, 0.5, network.averaged_buffers)
+    # one for all parameters, one for all buffers, and none to bring a parameter to fp32
+    assert launches.counts == {"aten._foreach_copy_.default": 1, "aten._foreach_lerp_.Scalar": 1}
+    # another average has copied nothing yet
+    average = ema.averaged_copy(generator())
+    assert update() == len(changing) + len(constant)

@@ -285,6 +285,8 @@ class Generator(Pretrained):
     vector_labels = True
     # of the average generator, which copies all; see `ema.update`
     averaged_buffers = ()
+    # training never changes them
+    constant_buffers = ("resample_filter", "noise_const")
 
     def __init__(self, *, z_dim: int = 512, c_dim: int = 0, w_dim: int = 512, img_resolution: int, img_channels: int = 3,
                  mapping_layers: int = 8, channel_base: int = 32768, channel_max: int = 512, fraction: float = 1,
