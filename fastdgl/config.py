@@ -377,8 +377,14 @@ class Adam(Section):
 
 
 class Optimizer(Section):
-    """Adam of G, and of D and the updated teachers."""
+    """Adam of G, and of D and the updated teachers.
 
+    implementation: Of Adam. `foreach` and `fused` are torch's: a launch for each operation on many parameters, or for all of Adam. `apex` is
+        `apex.optimizers.FusedAdam`, which you install from NVIDIA. `auto` is `fused` on a GPU, and torch's loop over the parameters on a
+        CPU. They round differently; a checkpoint of one resumes under any other.
+    """
+
+    implementation: Literal["auto", "foreach", "fused", "apex"] = "auto"
     generator: Adam = Adam()
     discriminator: Adam = Adam()
 
@@ -506,7 +512,8 @@ class Metrics(Section):
 class Engine(Section):
     """What carries the optimizer steps over the ranks.
 
-    kind: `deepspeed`, or `torch` for plain PyTorch with averaged gradients in fp32.
+    kind: `deepspeed`, or `torch` for plain PyTorch with averaged gradients in fp32. On one rank `torch` makes the numbers of ZeRO 0, 1 and 2, and
+        starts seconds earlier.
     zero_stage: DeepSpeed ZeRO: 0 replicates all, 1 shards the optimizer state, 2 the gradients too, 3 the parameters too, those of
         frozen teachers among them (docs/reliability.md).
     zero_options: Handed to DeepSpeed's `zero_optimization` as they stand.
@@ -534,6 +541,10 @@ class Engine(Section):
             raise ValueError("zero_stage: 3 needs kind: deepspeed; plain torch keeps all parameters on every rank")
         if "stage" in self.zero_options:
             raise ValueError("zero_options: `stage` is set by zero_stage")
+        offload = self.zero_options.get("offload_optimizer")
+        if self.zero_options.get("cpu_offload") or isinstance(offload, dict) and offload.get("device", "none") != "none":
+            raise ValueError("zero_options: offload_optimizer works with DeepSpeed's own Adam alone, which no optimizer.implementation is; "
+                             "leave it out, and shard the optimizer over more ranks instead")
         return self
 
     @property

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from fastdgl_kernels import doctor as doctor_of_kernels, kernels_in_force
 
 from . import __version__
+from .engines.optimizers import apex_found
 from .fidelity.download import cache_folder
 
 GIB = 2**30  # bytes
@@ -57,6 +58,8 @@ def programs() -> Iterator[Finding]:
     for package, (extra, use) in OPTIONAL.items():
         found = version(package)
         yield Finding(package, found or f'not installed; for {use}: pip install -c constraints.txt -e ".[{extra}]"')
+    found, fused_adam = apex_found()
+    yield Finding("apex", found + ("" if fused_adam else "; for optimizer.implementation: apex, install NVIDIA's from github.com/NVIDIA/apex"))
 
 
 def devices() -> Iterator[Finding]:

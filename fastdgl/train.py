@@ -24,6 +24,7 @@ from fastdgl.atomic_files import atomically
 from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
 from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, gathered, start_run
+from fastdgl.engines.optimizers import check_implementation, chosen as chosen_implementation
 from fastdgl.engines.peers import watched
 from fastdgl.fidelity.detectors import DetectorError
 from fastdgl.fidelity.moments import FeatureError
@@ -37,6 +38,8 @@ from fastdgl.training_metrics import Evaluator
 from fastdgl.warmup import compile_kernels
 
 CONFIG_NAME = "config.yaml"
+# by implementation, what steps
+ADAM = {"loop": "torch's loop", "foreach": "torch's foreach", "fused": "torch's fused", "apex": "apex"}
 # more than any run counts to: images, steps, seconds
 MOST = 2**63
 
@@ -101,6 +104,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
         Stopped: A signal has asked for it; there is a checkpoint to go on from.
     """
     config.check_world_size(run.world_size)
+    check_implementation(config, run.device)
     allow_tf32(config.engine.allow_tf32)
     dataset = open_images(config)
     evaluator = Evaluator(config, dataset, run) if config.metrics.names else None
@@ -426,7 +430,8 @@ def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, 
                     f"  networks  G {parameters['G']:,} and D {parameters['D']:,} parameters\n"
                     f"  guidance  {guided}\n"
                     f"  length    {config.train.kimg:g} kimg from {student.start_images / 1000:g}, batch {config.train.batch} on {run.world_size} rank(s)\n"
-                    f"  on        {device}, torch {torch.__version__}, {carried}, {engine.precision}\n")
+                    f"  on        {device}, torch {torch.__version__}, {carried}, {engine.precision}, "
+                    f"Adam by {ADAM[chosen_implementation(config.optimizer.implementation, run.device)]}\n")
     journal.write_options("training_options.json", configs.to_dict(config) | {"world_size": run.world_size})
 
 
@@ -546,6 +551,7 @@ def train_all(plan: Sequence[Config], run: Run) -> list[Summary]:
     """The stages of a file, one after the other, each in a run folder of its own."""
     for config in plan:
         config.check_world_size(run.world_size)
+        check_implementation(config, run.device)
     first_rank_decides(lambda: check_files(plan))
     check_metrics(plan, run)
     summaries: list[Summary] = []

@@ -5,7 +5,7 @@ survive the gradient of a gradient that R1 and path length take. The engine serv
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import config as configs
 from .launchers import deepspeed_command
+from .optimizers import check_step, make_adam, step_count, step_kept_by
 from .peers import Peers, in_short, patience
 
 T = TypeVar("T")
@@ -47,7 +48,8 @@ class Engine(Protocol):
     """A network with its optimizer. A `step` follows one `backward`, or several of which the last says so."""
 
     module: nn.Module
-    # since the engine was made or loaded: steps left out because a gradient was not finite
+    # since the engine was made or loaded: steps left out because a gradient was not finite. fp16 leaves them out, and so does ZeRO 3;
+    # elsewhere such a gradient reaches the parameters, where the check at the end of a tick finds it
     skipped_steps: int
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
@@ -179,8 +181,12 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
-        tensor.copy_(mean.view_as(tensor))
+    spread(flat, tensors)
+
+
+def spread(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy what lies one after the other in `flat` back into `tensors`, in few launches."""
+    torch._foreach_copy_(tensors, [part.view_as(tensor) for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]))])
 
 
 def make_engine(module: nn.Module, adam: configs.Adam, regularization_interval: int, config: configs.Config, run: Run) -> Engine:
@@ -196,15 +202,15 @@ def make_engine(module: nn.Module, adam: configs.Adam, regularization_interval: 
     """
     k = regularization_interval
     c = k / (k + 1) if k else 1.0
-    optimizer = torch.optim.Adam(module.parameters(), lr=adam.lr * c, betas=(adam.beta1**c, adam.beta2**c), eps=adam.eps)
+    optimizer = make_adam(module.parameters(), config.optimizer.implementation, next(module.parameters()).device,
+                          lr=adam.lr * c, betas=(adam.beta1**c, adam.beta2**c), eps=adam.eps)
     # fp16's loss scale needs to see what overflows; without one, overflow is bounded
-    if config.model.num_fp16_res and config.engine.precision != "fp16":
-        bound_gradients(module)
+    bounded = config.model.num_fp16_res > 0 and config.engine.precision != "fp16"
     if config.engine.kind == "torch":
-        return TorchEngine(module, optimizer)
+        return TorchEngine(module, optimizer, bounded)
     # deepspeed takes seconds to import, and plain training does not need it
     from .zero import ZeroEngine
-    return ZeroEngine(module, optimizer, config, run.world_size)
+    return ZeroEngine(module, optimizer, config, run.world_size, bounded)
 
 
 def scatter_frozen(module: nn.Module, config: configs.Config, run: Run) -> nn.Module:
@@ -219,29 +225,39 @@ def scatter_frozen(module: nn.Module, config: configs.Config, run: Run) -> nn.Mo
     return module
 
 
-def bound_gradients(module: nn.Module) -> None:
-    """From now on replace what overflowed in a gradient: NaN by 0, infinity by 1e5.
+def bound_overflow(gradients: Tensor) -> None:
+    """Replace in place what overflowed in gradients: NaN by 0, infinity by 1e5.
 
     Blocks that compute in fp16 without a loss scale overflow now and then; StyleGAN2-ADA trains through it this way.
     """
+    torch.nan_to_num_(gradients, nan=0.0, posinf=1e5, neginf=-1e5)
 
-    def bound(parameter: nn.Parameter) -> None:
-        torch.nan_to_num_(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5)
 
-    for parameter in module.parameters():
-        parameter.register_post_accumulate_grad_hook(bound)
+def bound_gradients(module: nn.Module) -> None:
+    """Apply `bound_overflow` to all gradients of `module` together: a launch for each of 148 parameters takes longer than two copies."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if gradients:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        bound_overflow(flat)
+        spread(flat, gradients)
 
 
 class TorchEngine:
-    """Plain PyTorch, fp32, gradients averaged by all-reduce: what the others are measured against."""
+    """Plain PyTorch, fp32, gradients averaged by all-reduce: what the others are measured against.
+
+    Args:
+        bounded: Bound what overflows in a gradient.
+    """
 
     skipped_steps = 0
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer):
-        self.module, self.optimizer = module, optimizer
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, bounded: bool = False):
+        self.module, self.optimizer, self.bounded = module, optimizer, bounded
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         loss.backward()
+        if self.bounded:
+            bound_gradients(self.module)
 
     def step(self) -> None:
         average_over_ranks(p.grad for p in self.module.parameters() if p.grad is not None)
@@ -259,22 +275,26 @@ class TorchEngine:
 
 
 def whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor]) -> State:
-    """What `Engine.state_dict` returns, of a rank that holds all of it.
+    """Return what `Engine.state_dict` does, on a rank that holds all of it.
 
     Args:
         masters: What the optimizer steps for each parameter: itself, or its fp32 copy.
     """
-    moments = {name: {key: on_cpu(optimizer.state[master][key]) for key in MOMENTS} for name, master in masters.items() if optimizer.state[master]}
+    moments = {name: stored_moments(optimizer.state[master]) for name, master in masters.items() if optimizer.state[master]}
     return {"parameters": {name: on_cpu(master) for name, master in masters.items()}, "buffers": buffers(module), "moments": moments, "loss_scale": {}}
 
 
+def stored_moments(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return Adam's state of a parameter as a checkpoint stores it, whichever implementation keeps it."""
+    return {key: step_count(state[key]) if key == "step" else on_cpu(state[key]) for key in MOMENTS}
+
+
 def load_whole_state(module: nn.Module, optimizer: torch.optim.Optimizer, masters: Mapping[str, Tensor], state: State) -> None:
-    """The other way."""
+    """Load what `whole_state` returned, of any implementation of Adam."""
     module.load_state_dict(state["parameters"] | state["buffers"])
     for name, master in masters.items():
         master.data.copy_(state["parameters"][name])
-        # Adam keeps the step on the host
-        optimizer.state[master] = {key: value.clone() if key == "step" else value.to(master.device, copy=True)
+        optimizer.state[master] = {key: step_kept_by(optimizer, value, master.device) if key == "step" else value.to(master.device, copy=True)
                                    for key, value in state["moments"].get(name, {}).items()}
 
 
@@ -297,6 +317,7 @@ def check_state(state: Any) -> None:
             shape = torch.Size() if key == "step" else parameters[name].shape
             if value[key].shape != shape or not value[key].is_floating_point():
                 raise ValueError(f"{key} of {name} is {value[key].dtype} {list(value[key].shape)}, expected floating point {list(shape)}")
+        check_step(name, value["step"])
     for name, value in state["loss_scale"].items():
         if not isinstance(value, (int, float)):
             raise ValueError(f"the loss scale's {name!r:.50} is no number")
