@@ -6,6 +6,7 @@ cannot read how an implementation is chosen, and kernels are started from Python
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from functools import wraps
 
@@ -60,6 +61,13 @@ def check_tensor(t, name: str) -> None:
     """Refuse what is no tensor."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Return a context in which autocast leaves dtypes alone: an operator's caller has chosen them."""
+    kind = device.type
+    # torch.autocast raises for devices that have none, such as "meta"
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def opaque(output: Callable | None = None) -> Callable[[Callable], Callable]:

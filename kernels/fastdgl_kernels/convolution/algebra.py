@@ -15,6 +15,7 @@ from torch.autograd import Function
 
 from .._dispatch import within
 from .._layout import dense, dense_like
+from .._operators import without_autocast
 from ..resampling.geometry import Padding, Pair, Resample
 from ..resampling.op import filter_size, upfirdn2d
 from ..resampling.reference import split_padding
@@ -106,8 +107,7 @@ def convolve(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         from . import kernel
 
         return kernel.convolve(x, w, geometry)
-    # the dtype was chosen by the caller: autocast is not to choose again
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         if geometry.transposed:
             return F.conv_transpose2d(
                 x, w, None, geometry.stride, geometry.padding, geometry.output_padding, geometry.groups
@@ -128,7 +128,7 @@ def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry) -> Tensor:
         return kernel.weight_gradient(x, dy, geometry).to(x.dtype)
     like = x.new_empty(1).expand(dy.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
     stride, padding = [geometry.stride] * 2, list(geometry.padding)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return torch.ops.aten.convolution_backward(
             dy, x, like, None, stride, padding, [1, 1], False, [0, 0], geometry.groups, [False, True, False]
         )[1]

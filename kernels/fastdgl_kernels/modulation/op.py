@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._dispatch import dispatch, within
 from .._layout import dense
-from .._operators import door
+from .._operators import door, without_autocast
 from ..activation import activation_funcs, bias_act
 from ..activation.op import completed
 from ..convolution import backends
@@ -124,8 +124,7 @@ def _modulated_conv2d(
     *,
     own: bool = False,
 ) -> Tensor:
-    # the dtypes of a layer are its caller's choice: autocast is not to choose again
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         d, wide = None, torch.promote_types(x.dtype, torch.float32)
         if demodulate:
             weight, styles, d = reference.demodulated(weight, styles, x.dtype)

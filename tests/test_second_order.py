@@ -1,0 +1,171 @@
+"""What the second derivatives of the reference operators launch, counted at the sizes of StyleGAN2's config F."""
+
+import pytest
+import torch
+from fastdgl_kernels import conv2d_resample, setup_filter, upfirdn2d
+from numerics import assert_close, normal
+from torch import func
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastdgl.losses import path_lengths, r1_penalty
+from fastdgl.models.stylegan2 import Discriminator, Generator
+
+RESOLUTION = 256
+
+CONVOLUTION, BACKWARD = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+
+
+class Convolutions(TorchDispatchMode):
+    """Records the shape of the weight of each convolution, and the groups of those whose weight has its gradient taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.weight_gradients = [], []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is CONVOLUTION:
+            self.weights.append(tuple(arguments[1].shape))
+        if function is BACKWARD and arguments[10][1]:
+            self.weight_gradients.append(arguments[9])
+        return function(*arguments, **(keywords or {}))
+
+    @property
+    def image_sized(self):
+        """The weights that are larger than any layer's or filter's."""
+        return [shape for shape in self.weights if max(shape[2:]) > 6]
+
+
+def meta(shape, **keywords):
+    """Tensors without numbers: the shapes are all that is counted."""
+    return torch.empty(shape, device="meta")
+
+
+def without_numbers(network):
+    with torch.device("meta"):
+        return network(img_resolution=RESOLUTION).to("meta")
+
+
+def r1_step():
+    D = without_numbers(Discriminator)
+    images = torch.empty(4, 3, RESOLUTION, RESOLUTION, device="meta", requires_grad=True)
+    torch.autograd.grad(r1_penalty(D(images, None), images).sum(), list(D.parameters()), allow_unused=True)
+    return D
+
+
+def path_length_step():
+    G = without_numbers(Generator).synthesis
+    ws = torch.empty(2, G.num_ws, 512, device="meta", requires_grad=True)
+    lengths = path_lengths(G(ws, normal=meta), ws, normal=meta)
+    torch.autograd.grad(lengths.sum(), list(G.parameters()), allow_unused=True)
+    return G
+
+
+@pytest.mark.parametrize("step", [r1_step, path_length_step])
+def test_filters_cost_no_weight_gradients(step):
+    with Convolutions() as convolutions:
+        network = step()
+    layers = [p for p in network.parameters() if p.ndim == 4]
+    # PyTorch convolves by image-sized kernels for the weights of layers, one each, and for each channel of a filter
+    assert len(convolutions.image_sized) <= len(layers)
+    assert convolutions.weights and not any(groups > 1 for groups in convolutions.weight_gradients)
+
+
+F, SEPARABLE = setup_filter([1, 3, 3, 1]), setup_filter([1, 2, 4, 1], separable=True)
+
+# as the networks filter: filter, up, down, padding; 3 by 2 and both at once besides
+CASES = {
+    "filter": (F, 1, 1, 2),
+    "filter-1-D": (SEPARABLE, 1, 1, [2, 1, -1, 3]),
+    "up": (F, 2, 1, [2, 1, 2, 1]),
+    "up-3-by-2": (F, [3, 2], 1, [2, 1, 0, 3]),
+    "down": (F, 1, 2, 1),
+    "down-1-D": (SEPARABLE, 1, [2, 3], 2),
+    "up-and-down": (F, [2, 3], [3, 2], 3),
+}
+every_case = pytest.mark.parametrize("f, up, down, padding", CASES.values(), ids=CASES)
+
+
+def graph_of_pytorch(x, f, up, down, padding):
+    """upfirdn2d of the reference, differentiated by PyTorch: what forward mode takes."""
+    with forward_ad.dual_level():
+        return upfirdn2d(x, f, up, down, padding, gain=1.3, impl="reference")
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+@every_case
+def test_derivatives_are_those_of_pytorch_bit_for_bit(f, up, down, padding, dtype, memory_format):
+    # a CPU, where the order of summation is that of PyTorch's own derivative
+    results = []
+    for resample in (graph_of_pytorch, lambda *arguments: upfirdn2d(*arguments, gain=1.3, impl="reference")):
+        x = normal(2, 16, 8, 9, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+        y = resample(x, f, up, down, padding)
+        dy = torch.empty_like(y).copy_(normal(*y.shape, seed=1)).requires_grad_()
+        dx, = torch.autograd.grad(y, x, dy, create_graph=True)
+        ddy, = torch.autograd.grad(dx, dy, torch.empty_like(x).copy_(normal(*x.shape, seed=2)))
+        results.append((y, dx, ddy))
+    for expected, got in zip(*results):
+        if up != 1 and down != 1:
+            assert_close(got, expected, tolerance=16 * torch.finfo(dtype).eps)
+        else:
+            assert torch.equal(got, expected) and got.stride() == expected.stride()
+
+
+@every_case
+def test_can_be_differentiated_in_every_mode_of_pytorch(f, up, down, padding):
+    x = normal(1, 2, 3, 4).requires_grad_()
+    resample = lambda x: upfirdn2d(x, f, up, down, padding, impl="reference")  # noqa: E731
+    assert gradcheck(resample, [x], check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert gradgradcheck(resample, [x], check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True)
+
+
+@every_case
+def test_function_transforms_agree_with_autograd(f, up, down, padding):
+    x, t = normal(3, 1, 2, 4, 5), normal(3, 1, 2, 4, 5, seed=1)
+    cubed = lambda x: upfirdn2d(x, f, up, down, padding, impl="reference").pow(3).sum()  # noqa: E731
+
+    def penalty(gradient):
+        return lambda x: gradient(x).square().sum()
+
+    def by_autograd(function, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(function(x), x)[0]
+
+    recorded = lambda x: torch.autograd.grad(cubed(x), x, create_graph=True)[0]  # noqa: E731
+    twice = [by_autograd(penalty(recorded), sample) for sample in x]
+    assert_close(func.vmap(func.grad(penalty(func.grad(cubed))))(x), torch.stack(twice))
+    assert_close(func.jvp(cubed, (x[0],), (t[0],))[1], (by_autograd(cubed, x[0]) * t[0]).sum())
+    forward_over_reverse = func.jvp(func.grad(cubed), (x[0],), (t[0],))[1]
+    _, expected = torch.autograd.functional.hvp(cubed, x[0], t[0])
+    assert_close(forward_over_reverse, expected)
+
+
+def test_a_tangent_of_the_filter_counts():
+    x, f = normal(1, 2, 5, 5), F.double()
+    _, tangent = func.jvp(lambda f: upfirdn2d(x, f, up=2), (f,), (torch.ones_like(f),))
+    assert_close(tangent, upfirdn2d(x, torch.ones_like(f), up=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_autocast_does_not_narrow_the_arithmetic(dtype):
+    x = normal(1, 2, 5, 5, dtype=torch.float32).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        y = upfirdn2d(x, F, up=2)
+    dx, = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    assert torch.equal(y, upfirdn2d(x, F, up=2)) and y.dtype == dx.dtype == torch.float32
+    dx.sum().backward()
+
+
+def test_can_be_traced_and_saved(tmp_path):
+    x = normal(1, 2, 5, 5, dtype=torch.float32).requires_grad_()
+    layer = lambda x: conv2d_resample(x, torch.ones(2, 2, 3, 3), F, down=2, padding=1)  # noqa: E731
+    torch.jit.save(torch.jit.trace(layer, x), str(tmp_path / "layer.pt"))
+    assert torch.equal(torch.jit.load(tmp_path / "layer.pt")(x), layer(x))
+
+
+def test_padding_on_one_side_makes_up_for_cropping_on_the_other():
+    # no image is left after cropping alone
+    x = normal(1, 1, 1, 4).requires_grad_()
+    assert upfirdn2d(x, F, padding=[1, 1, 5, -2]).shape == (1, 1, 1, 3)
+    assert gradcheck(lambda x: upfirdn2d(x, F, up=[1, 3], padding=[1, 1, 6, -3]), [x])
