@@ -1,12 +1,14 @@
 """Tests of the held kernels of _launch, for a process without the interpreter: test_launch.py runs them."""
 
 import threading
+import warnings
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 from fastdgl_kernels import _launch
+from fastdgl_kernels._fallback import LaunchError
 from fastdgl_kernels._launch import launch, specialisation
 from pretended_gpu import Driver, every_kernel, on_gpu
 from triton.runtime import _allocation
@@ -102,6 +104,55 @@ def test_a_held_kernel_is_started_with_what_triton_starts_it_with(driver, argume
 
 
 @pytest.mark.parametrize("programs", [0, (4, 0, 2)], ids=str)
+@triton.jit
+def total(x, y, N: tl.constexpr):
+    """Needs shared memory."""
+    tl.store(y, tl.sum(tl.load(x + tl.arange(0, N))))
+
+
+def test_every_compilation_says_that_products_and_sums_are_fused(driver, monkeypatch):
+    """Triton 3.10 asks for it; 3.9 warns where nobody says."""
+    said, run = [], triton.JITFunction.run
+
+    def spy(self, *arguments, grid, warmup, **options):
+        said.append(options)
+        return run(self, *arguments, grid=grid, warmup=warmup, **options)
+
+    monkeypatch.setattr(triton.JITFunction, "run", spy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        launch(kernel, 1, *BASE)
+    assert [options["enable_fp_fusion"] for options in said] == [True]
+    assert next(iter(_launch._held.values())).metadata.enable_fp_fusion is True
+
+
+@pytest.mark.parametrize("fault", ["shared memory", "driver", "compiler"])
+def test_a_kernel_that_cannot_run_is_reported_as_such_and_not_held(driver, monkeypatch, fault):
+    if fault == "shared memory":
+        monkeypatch.setattr(triton.compiler.compiler, "max_shared_mem", lambda device: 8)
+    elif fault == "driver":
+        driver.utils.load_binary = lambda *arguments: fail(RuntimeError("Triton Error [CUDA]: no kernel image"))
+    else:
+        monkeypatch.setattr(_launch, "_start", lambda *arguments, **options: fail(RuntimeError("Failed to find C compiler")))
+    words = {"shared memory": "out of resource", "driver": "no kernel image", "compiler": "C compiler"}[fault]
+    total.device_caches.clear()
+    with pytest.raises(LaunchError, match=words):
+        launch(total, 1, X, Y, 1024, num_warps=4)
+    assert not _launch._held
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), torch.AcceleratorError("sticky")], ids=["memory", "gpu"])
+def test_what_is_wrong_with_the_gpu_itself_is_raised_as_it_is(driver, monkeypatch, error):
+    monkeypatch.setattr(_launch, "_start", lambda *arguments, **options: fail(error))
+    with pytest.raises(type(error)) as caught:
+        launch(kernel, 1, *BASE)
+    assert caught.value is error
+
+
+def fail(error):
+    raise error
+
+
 def test_no_program_is_no_launch(driver, programs):
     launch(kernel, programs, *BASE)
     assert not driver.launches and not driver.compiled

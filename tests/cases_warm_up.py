@@ -1,5 +1,6 @@
 """Tests of warm_up, for a process without the interpreter: test_launch.py runs them."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import triton
 from fastdgl_kernels import (
     _dispatch,
+    _fallback,
     _launch,
     _tuning,
     bias_act,
@@ -72,6 +74,27 @@ def test_what_was_warmed_up_is_not_compiled_again(cache):
     operators(*tensors)
     assert compiled(cache) == first, "a launch compiled what the warm-up had left out"
     assert triton.runtime.driver.active.launches
+
+
+def test_a_kernel_that_does_not_fit_is_reported_and_left_to_pytorch(cache, monkeypatch):
+    forget()
+    monkeypatch.setattr(_fallback, "_failures", {})
+    monkeypatch.setattr(triton.compiler.compiler, "max_shared_mem", lambda device: 8)
+    x, b = torch.zeros(64, 64, requires_grad=True), torch.zeros(64, requires_grad=True)
+
+    def step():
+        y = bias_act(x, b, act="lrelu", impl="triton")
+        return torch.autograd.grad(y.sum(), [x, b])
+
+    with pytest.warns(RuntimeWarning, match="bias_act: a kernel does not run on cpu: OutOfResources") as caught:
+        with warm_up():
+            step()
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dx, db = step()
+    slope = 0.2 * 2**0.5
+    assert torch.allclose(dx, torch.full_like(dx, slope)) and torch.allclose(db, torch.full_like(db, 64 * slope))
 
 
 def test_nothing_is_launched_or_computed(cache):

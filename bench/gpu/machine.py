@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import triton
-from fastdgl_kernels import _dispatch
+from fastdgl_kernels import _dispatch, _fallback
 from fastdgl_kernels._tuning import architecture
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,8 @@ def prepared() -> torch.device:
     warnings.filterwarnings("ignore", message=".*deterministic")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    # what PyTorch computes in a kernel's place shows nothing about the kernel
+    _fallback.raise_failures()
     _dispatch.CONFIRMED |= {architecture(device)}
     return device
 

@@ -11,12 +11,16 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from ._fallback import failure
 from ._tuning import architecture
 
 NAMES = ("auto", "fastest", "reference", "triton", "cudnn")
 
 # architectures on which a GPU has shown the kernels to be right; on others "auto" leaves them alone
 CONFIRMED: frozenset[str] = frozenset()
+
+# of GPUs that are not NVIDIA's, the architectures ("gfx942") that a certification has opened; others run PyTorch
+OPENED: frozenset[str] = frozenset()
 
 # what NVIDIA's operators call them
 SPELLINGS = {"cuda": "auto", "ref": "reference"}
@@ -79,7 +83,9 @@ def dispatch(
         raise ValueError(f"{source}={name!r}: {operator} has no such implementation, it has {_listed(implementations)}")
     obstacle = {"auto": why_not_by_itself, "fastest": why_not}.get(name)
     taken, preferred, explaining = name, None, _explaining.get()
-    if obstacle:
+    if obstacle and failure(operator, x.device):
+        taken, obstacle = "reference", None
+    elif obstacle:
         able = [n for n in implementations if obstacle(n, x) is None]
         # where only one can run beside the reference, nobody need say which is faster
         if preference and (len(able) > 2 or explaining):
@@ -160,14 +166,19 @@ def why_not_triton(device: torch.device) -> str | None:
     return f"it is on {device}, and Triton needs a GPU (or a CPU and TRITON_INTERPRET=1, for tests)"
 
 
-@cache
 def _why_not_gpu(device: torch.device) -> str | None:
     if torch.version.hip is not None:
-        return "the kernels are written for NVIDIA's GPUs"
-    capability = torch.cuda.get_device_capability(device)
+        arch = architecture(device)
+        return None if arch in OPENED else f"its GPU ({arch}) is not NVIDIA's, and nobody has certified the kernels on it"
+    capability = _capability(device)
     if capability < (7, 0):
         return f"its GPU has compute capability {capability[0]}.{capability[1]}, Triton needs 7.0"
     return None
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @cache
@@ -191,11 +202,16 @@ def _explanation(
 ) -> str:
     reasons = {n: why_not_by_itself(n, x) if name == "auto" else why_not(n, x) for n in names}
     takes_first = name in ("auto", "fastest")
+    failed = failure(operator, x.device)
+    if failed and takes_first:
+        reasons |= {n: reasons[n] or failed for n in names if n != "reference"}
     wish = f'"{name}" takes the first that is able' if takes_first else f"{source}={name!r} leaves no choice"
     wish += f": {preferred[0]!r} first, {preferred[1]}" if preferred else ""
     verb = "runs" if reasons[taken] is None else "cannot run"
     lines = [f"{operator} {verb} as {taken!r} on x of shape {tuple(x.shape)}, {x.dtype}, {x.device}; {wish}"]
     said = {n: "; " + remark() for n, remark in remarks.items() if why_not(n, x) is None}
+    if failed and not takes_first and taken != "reference":
+        said[taken] = said.get(taken, "") + f"; PyTorch computes in its place, {failed}"
     lines += [f"  {n}: {'able' if reason is None else reason}{said.get(n, '')}" for n, reason in reasons.items()]
     return "\n".join(lines)
 

@@ -7,6 +7,10 @@ from contextvars import ContextVar, copy_context
 import torch
 import triton
 from torch import Tensor
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
+
+from ._fallback import LaunchError
 
 # kernels by everything Triton specialises on, so that a hit is the very binary Triton would pick
 _held: dict[tuple, object] = {}
@@ -15,6 +19,17 @@ _held: dict[tuple, object] = {}
 _taker: ContextVar[Callable | None] = ContextVar("fastdgl_kernels taker of launches", default=None)
 
 _no_switch = nullcontext()
+
+# what Triton raises where a kernel does not compile, or does not fit; on a GPU a first start may fail by others, too
+_REJECTIONS = (CompilationError, OutOfResources, PTXASError)
+
+
+def options(num_warps: int, num_stages: int) -> dict:
+    """Return the options that every launch, warm-up and compilation of the kernels passes to Triton.
+
+    Triton 3.10 no longer fuses products and sums unless told to.
+    """
+    return dict(num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True)
 
 
 def launch(
@@ -29,6 +44,9 @@ def launch(
             device; None is a tensor left out.
         num_warps: Of 32 threads, per program.
         num_stages: Steps of a loop that are under way at once.
+
+    Raises:
+        LaunchError: The kernel did not compile, or does not fit the device.
     """
     grid = (*programs, 1, 1)[:3] if isinstance(programs, tuple) else (programs, 1, 1)
     if 0 in grid:
@@ -39,14 +57,16 @@ def launch(
         return
     device = arguments[0].device
     if device.type == "cpu":
-        kernel[grid](*arguments, num_warps=num_warps, num_stages=num_stages)
+        try:
+            _start(kernel, grid, *arguments, **options(num_warps, num_stages))
+        except _REJECTIONS as error:
+            raise LaunchError(str(error)) from error
         return
     key = (kernel.fn, device.index, num_warps, num_stages, *specialisation(kernel, arguments))
     with _no_switch if device.index == torch.cuda.current_device() else torch.cuda.device(device):
         held = _held.get(key)
         if held is None:
-            options = dict(num_warps=num_warps, num_stages=num_stages)
-            _held[key] = copy_context().run(_with_scratch, kernel[grid], *arguments, **options)
+            _held[key] = _first_start(kernel, grid, arguments, options(num_warps, num_stages))
         elif held.metadata.global_scratch_size:
             copy_context().run(_with_scratch, held[grid], *arguments)
         else:
@@ -84,6 +104,23 @@ def specialisation(kernel: triton.JITFunction, arguments: tuple) -> tuple:
             for a in arguments[:n]
         ],
     )
+
+
+def _start(kernel: triton.JITFunction, grid: tuple[int, int, int], *arguments, **options):
+    """Compile a kernel where that is not done, and start it."""
+    return kernel[grid](*arguments, **options)
+
+
+def _first_start(kernel: triton.JITFunction, grid: tuple[int, int, int], arguments: tuple, options: dict):
+    """Start a kernel that may have to be compiled, and return what can be started again."""
+    try:
+        return copy_context().run(_with_scratch, _start, kernel, grid, *arguments, **options)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        # the GPU's state, not the kernel's fault
+        raise
+    except Exception as error:
+        # anything else the compilers say, from a missing C compiler to an instruction they do not know
+        raise LaunchError(str(error)) from error
 
 
 def _with_scratch(start: Callable, *arguments, **options):

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import _fallback
+
 
 @contextmanager
 def warm_up(workers: int | None = None) -> Iterator[None]:
     """Compile the kernels that the operators called inside the `with` would launch. Nothing is computed.
+
+    A kernel that does not compile, or does not fit its GPU, is reported in a warning, and PyTorch computes in its place.
 
         with warm_up():
             images = G(torch.empty([32, 512], device="cuda"))
@@ -53,22 +57,43 @@ def _compile(calls: list[tuple], workers: int | None) -> None:
     import triton
     from triton.runtime._async_compile import AsyncCompileMode
 
+    from ._launch import options
+
     if not isinstance(calls[0][0], triton.JITFunction):
         raise RuntimeError("TRITON_INTERPRET=1 is set: kernels are interpreted, not compiled; unset it to warm up")
-    kernels = []
+    compiled = {}
     with ThreadPoolExecutor(workers) as pool:
-        with AsyncCompileMode(pool):
-            for kernel, arguments, num_warps, num_stages in calls:
-                stand_ins = [_Pointer.to(a) if isinstance(a, Tensor) else a for a in arguments]
-                # by Triton's own look-up, so that what is compiled is what a launch will look for
-                kernels.append(kernel.warmup(*stand_ins, grid=(1,), num_warps=num_warps, num_stages=num_stages))
-        list(pool.map(_load, {id(k): k for k in kernels}.values()))
+        try:
+            with AsyncCompileMode(pool):
+                for kernel, arguments, num_warps, num_stages in calls:
+                    stand_ins = [_Pointer.to(a) if isinstance(a, Tensor) else a for a in arguments]
+                    # by Triton's own look-up, so that what is compiled is what a launch will look for
+                    found = kernel.warmup(*stand_ins, grid=(1,), **options(num_warps, num_stages))
+                    where = kernel.fn.__module__, arguments[0].device
+                    compiled.setdefault(id(found), (found, getattr(found, "future", None), *where))
+        except Exception as error:
+            # the first error of a compilation comes out here; each is reported below
+            if not any(future and future.done() and future.exception() is error for _, future, *_ in compiled.values()):
+                raise
+        rejections = list(pool.map(_load, compiled.values()))
+    for (*_, module, device), error in zip(compiled.values(), rejections):
+        if error is not None:
+            _fallback.report(module, device, error)
 
 
-def _load(kernel) -> None:
-    """Onto the device; up to Triton 3.6, this compiles a launcher of its own too."""
-    kernel = kernel.result() if hasattr(kernel, "result") else kernel
-    kernel.run  # noqa: B018
+def _load(entry: tuple) -> Exception | None:
+    """Load a kernel onto its device, and return what speaks against it; up to Triton 3.6, this compiles a launcher too."""
+    kernel, future, *_ = entry
+    try:
+        if future is not None:
+            future.result()
+        kernel = kernel.result() if hasattr(kernel, "result") else kernel
+        kernel.run  # noqa: B018
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True)

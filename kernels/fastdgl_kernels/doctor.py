@@ -22,6 +22,7 @@ from . import (
     setup_filter,
     upfirdn2d,
 )
+from ._fallback import LaunchError, failures_raised, summary
 
 # in units of rounding at the largest value: sums of some hundred terms stay far below, wrong numbers do not
 ROUNDINGS = 64
@@ -113,7 +114,11 @@ def environment(device: str) -> list[str]:
 def check(case: Case, name: str, device: str) -> bool:
     """Hold one implementation against the reference in float64, and print how far it is off. What it lacks passes."""
     try:
-        got = _derivatives(case, name, case.inputs(device), case.arguments(device))
+        with failures_raised():
+            got = _derivatives(case, name, case.inputs(device), case.arguments(device))
+    except LaunchError as error:
+        print(f"  {case!s:44}{name:10} does not run here: {summary(error.__cause__)}")
+        return False
     except ValueError as error:
         if "has no such implementation" in str(error):
             return True

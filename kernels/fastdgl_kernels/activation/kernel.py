@@ -11,9 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._fallback import or_else
 from .._launch import launch
 from .._operators import opaque
 from .._tuning import architecture, tuned
+from . import formulas
 from .spec import Spec
 
 
@@ -264,6 +266,7 @@ def sum_kernel(parts, total, K, C, STEPS: tl.constexpr, ROWS: tl.constexpr, COLS
 
 
 @opaque()
+@or_else(formulas.forward)
 def forward(x: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
     """y = clamp(gain * act(x + b)), in the memory order of x, which has no gaps."""
     y = torch.empty_like(x)
@@ -279,6 +282,7 @@ def forward(x: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
 
 
 @opaque()
+@or_else(formulas.gradient)
 def gradient(
     dy: Tensor, r: Tensor | None, b: Tensor | None, spec: Spec, *, total: bool, ddx: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:

@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._fallback import or_else
 from .._launch import launch
 from .._layout import is_channels_last, sample_stride, small
 from .._operators import opaque
 from ..activation.kernel import ended
+from . import formulas
 
 # elements of a tile: 16 for each of 128 threads
 TILE = 2048
@@ -146,6 +148,7 @@ def _scale_backward(
 
 
 @opaque()
+@or_else(formulas.forward)
 def forward(
     u: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None,
     alpha: float, gain: float, clamp: float | None,
@@ -175,6 +178,7 @@ def scale(x: Tensor, s: Tensor) -> Tensor:
 
 
 @opaque()
+@or_else(formulas.backward)
 def backward(
     dy: Tensor, y: Tensor, d: Tensor | None, noise: Tensor | None, bias: Tensor | None,
     alpha: float, gain: float, clamp: float | None, *, of_u: bool, of_d: bool, of_noise: bool, of_bias: bool,
@@ -208,6 +212,7 @@ def backward(
 
 
 @opaque()
+@or_else(formulas.scale_backward)
 def scale_backward(
     t: Tensor, x: Tensor, s: Tensor | None, *, of_x: bool, of_s: bool, again: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

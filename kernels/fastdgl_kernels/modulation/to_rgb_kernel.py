@@ -12,10 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._fallback import or_else
 from .._launch import launch
 from .._layout import is_channels_last, small
 from .._operators import opaque
 from ..activation.kernel import ended
+from . import formulas
 from .epilogue import STEPS, TILE, _tile, tile
 
 
@@ -95,6 +97,7 @@ def _weight_gradient(
 
 
 @opaque()
+@or_else(formulas.to_rgb)
 def forward(
     x: Tensor, w: Tensor, bias: Tensor | None, alpha: float = 1.0, gain: float = 1.0, clamp: float | None = None
 ) -> Tensor:
@@ -117,6 +120,7 @@ def forward(
 
 
 @opaque()
+@or_else(formulas.to_rgb_data_gradient)
 def data_gradient(dy: Tensor, w: Tensor, channels_last: bool) -> Tensor:
     """The gradient of x `[N, I, H, W]`, in the layout asked for, from that of y `[N, O, H, W]`."""
     (N, O, H, W), I = dy.shape, w.shape[2]
@@ -131,6 +135,7 @@ def data_gradient(dy: Tensor, w: Tensor, channels_last: bool) -> Tensor:
 
 
 @opaque()
+@or_else(formulas.to_rgb_weight_gradient)
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """The gradient of w `[N, O, I]`, in fp32, from that of y `[N, O, H, W]`."""
     (N, I, H, W), O = x.shape, dy.shape[1]

@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._fallback import or_else
 from .._launch import launch
 from .._layout import dense_like, is_channels_last, memory_format, sample_stride
 from .._operators import opaque
 from ..modulation.epilogue import STEPS, tile
+from . import formulas
 
 
 @triton.jit
@@ -133,6 +135,7 @@ def _backward(
 
 
 @opaque()
+@or_else(formulas.forward)
 def forward(x: Tensor, scale: Tensor, shift: Tensor, act: str, up: int, z: Tensor | None = None) -> Tensor:
     """y = upsample_nearest(act(x * scale + shift), up), in the layout of x.
 
@@ -155,6 +158,7 @@ def forward(x: Tensor, scale: Tensor, shift: Tensor, act: str, up: int, z: Tenso
 
 
 @opaque()
+@or_else(formulas.backward)
 def backward(
     dy: Tensor, x: Tensor, scale: Tensor, shift: Tensor, act: str, up: int, *,
     of_x: bool, of_scale: bool, of_shift: bool, scaled: bool = True,

@@ -16,11 +16,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .._fallback import or_else
 from .._launch import launch
 from .._layout import is_channels_last, memory_format, sample_stride, small
 from .._operators import opaque
 from .._tuning import architecture, tuned
+from . import formulas
 from .geometry import Pair, Resample
+from .tail import Tail
 
 
 @triton.constexpr_function
@@ -251,27 +254,6 @@ def upfirdn2d_kernel(
     tl.store(y + c * y_c + oy * y_h + ox * y_w, (v * scale).to(y.dtype.element_ty), mask=there)
 
 
-@dataclass(frozen=True)
-class Tail:
-    """What follows a filter in the same pass: y = clamp(gain * lrelu(y * demod + noise + bias)).
-
-    Args:
-        demod: `[N, C]`, or None.
-        noise: `[N, 1, H, W]` or `[1, 1, H, W]` of the output, or None.
-        bias: `[C]`, or None.
-        alpha: Slope for negative values; 1 for a linear activation.
-        gain: Scale of the output.
-        clamp: Bound on its magnitude, or None.
-    """
-
-    demod: Tensor | None = None
-    noise: Tensor | None = None
-    bias: Tensor | None = None
-    alpha: float = 1.0
-    gain: float = 1.0
-    clamp: float | None = None
-
-
 def empty_output(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
     """Room for `upfirdn2d` of these."""
     size = resample.output_size((x.shape[3], x.shape[2]), (1, 1) if f is None else (f.shape[-1], f.shape[0]))
@@ -279,6 +261,7 @@ def empty_output(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
 
 
 @opaque(empty_output)
+@or_else(formulas.upfirdn2d)
 def upfirdn2d(x: Tensor, f: Tensor | None, resample: Resample, tail: Tail | None = None) -> Tensor:
     """Insert zeros, pad or crop, filter, decimate; `[N, C, H', W']` in the memory format of x."""
     factors = _factors(f)
