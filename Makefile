@@ -19,7 +19,7 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
-# compile the kernels for A100 and H100 without either, and judge the machine code
+# compile the kernels for A100 and H100, and some of them for other GPUs, without any, and judge the machine code
 kernels-static: .venv/installed
 	$(BIN)/python -m bench.static
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from fastdgl_kernels import bias_act
 from fastdgl_kernels._launch import launches_to
+from fastdgl_kernels._tuning import LIMITS
 from fastdgl_kernels.convolution import kernel
 from fastdgl_kernels.convolution.algebra import Geometry
 from fastdgl_kernels.resampling.kernel import Tail
@@ -144,11 +145,48 @@ def test_the_weight_gradient_is_exact_in_fp32_and_repeats(geometry, channels, si
         assert torch.equal(got, kernel.weight_gradient(x, dy, geometry))
 
 
+@pytest.fixture
+def before_hopper(monkeypatch):
+    """Kernels load by addresses of their own what descriptors would not copy asynchronously."""
+    monkeypatch.setattr(kernel, "limits", lambda device: LIMITS[80])
+
+
+@pytest.mark.parametrize("own_addresses", [False, True], ids=["descriptors", "addresses"])
+@pytest.mark.parametrize("geometry, channels, size, cut", [
+    (SAME, (64, 32), (5, 16), kernel.Split(1, 1, 16, 64, 32, 3)),
+    (SAME, (32, 32), (4, 32), kernel.Split(2, 4, 16, 64, 64, 2)),
+    (DOWN, (32, 64), (2 * 4 + 2, 2 * 16 + 2), kernel.Split(2, 4, 16, 32, 64, 1)),
+    (DOWN_AND_FILTER, (64, 32), (2 * 2, 2 * 16), kernel.Split(1, 2, 16, 64, 64, 2)),
+], ids=["same", "of 32", "down", "6x6"])  # fmt: skip
+def test_both_ways_to_load_make_the_same_weight_gradient(monkeypatch, geometry, channels, size, cut, own_addresses):
+    monkeypatch.setattr(kernel, "limits", lambda device: LIMITS[80 if own_addresses else 90])
+    O, I = channels
+    x, dy = half(3, I, *size), half(3, O, *geometry.output_size(size), seed=1)
+    where = geometry.stride, geometry.padding
+    exact = torch.nn.grad.conv2d_weight(x.double(), (O, I, *geometry.kernel), dy.double(), *where)
+    got = kernel.weight_gradient(x, dy, geometry, cut)
+    assert_close(got.double(), exact, tolerance=8 * torch.finfo(torch.float32).eps)
+
+
+def test_the_data_gradient_is_the_same_by_addresses(before_hopper):
+    dy, w = half(N, C, H, W), half(C, C // 2, 3, 3, seed=1, scale=1 / 24)
+    exact = F.conv_transpose2d(dy.double(), w.double(), padding=1)
+    close_in_fp16(kernel.convolve(dy, w, SAME.adjoint((H, W)), blocks=SMALL_TILES["many-boxes"]), exact)
+
+
+def test_the_transposed_convolution_is_the_same_by_addresses(before_hopper):
+    x, w = half(1, C, H, W), half(C, C // 2, 3, 3, seed=1, scale=1 / 24)
+    exact = F.conv_transpose2d(x.double(), w.double(), stride=2, output_padding=1)
+    close_in_fp16(kernel.convolve(x, w, UP, blocks=kernel.Tile(8, 16, 32, 64, 4, 3), strip=16), exact)
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (dict(), None),
         (dict(dtype=torch.float32), "16 bits"),
+        (dict(device=LIMITS[75]), "compute capability 8.0, the GPU has 7.5"),
+        (dict(device=LIMITS[86]), None),
         (dict(O=48), "multiples of 64 .*, they are 64 and 48"),
         (dict(O=32), "multiples of 64 .*, they are 64 and 32"),
         (dict(shape=(2, 32, 16, 32), O=32), None),

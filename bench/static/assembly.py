@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import triton
+from fastdgl_kernels._launch import options
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -19,6 +20,8 @@ BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)")
 LABEL = re.compile(r"(\.L_x_\d+):")
+# wgmma, tcgen05, mma.sync
+MATRIX = ("HGMMA", "UTCHMMA", "HMMA")
 BRANCH = re.compile(r"BRA.*`\((\.L_x_\d+)\)")
 
 
@@ -36,6 +39,8 @@ class Facts:
         wide: Global loads and stores of 16 bytes, or by the tensor memory accelerator.
         narrow: Other global loads and stores.
         matrix: Matrix instructions in the loop; of the whole kernel where the loop has been unrolled.
+        copies: Asynchronous copies of 16 bytes into shared memory (cp.async) in the loop, or of the whole kernel likewise.
+        loop_loads: Other global loads in the loop.
         from_registers: wgmma whose first operand is in registers ("RS"): known to be miscompiled by Triton up to 3.6 (its issue 9433).
         serialized: Whether every wgmma of the loop waits for the one before it.
         loop_ldsm: Loads from shared memory into registers for matrix instructions, in the loop.
@@ -52,6 +57,8 @@ class Facts:
     wide: int
     narrow: int
     matrix: int
+    copies: int
+    loop_loads: int
     from_registers: int
     serialized: bool
     loop_ldsm: int
@@ -70,7 +77,7 @@ def compiled(case: Case) -> Facts:
     binary = triton.compile(
         _source(case),
         target=GPUTarget("cuda", case.arch, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options},
+        options={**options(case.num_warps, case.num_stages), **case.options},
     )
     seconds = time.perf_counter() - start
     usage, code = _disassembled(binary.asm["cubin"])
@@ -123,7 +130,9 @@ def _facts(usage: str, code: str, ttgir: str, shared: int, seconds: float) -> Fa
         loop=sum(in_loop.values()),
         wide=wide + accelerated,
         narrow=sum(accesses.values()) - wide,
-        matrix=wgmma or _starting(in_loop, "HMMA") or _starting(counts, "HMMA"),
+        matrix=next((n for found in (in_loop, counts) for name in MATRIX if (n := _starting(found, name))), 0),
+        copies=_copies(in_loop) or _copies(counts),
+        loop_loads=sum(_of(in_loop, "LDG", "LD").values()),
         from_registers=_from_registers(ttgir),
         serialized=wgmma > 1 and waits >= wgmma,
         loop_ldsm=_starting(in_loop, "LDSM"),
@@ -154,8 +163,12 @@ def _loop(lines: list[str]) -> list[str]:
             loops.append((labels[match[1]], end))
     innermost = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     bodies = [lines[start : end + 1] for start, end in innermost]
-    with_matrix = [body for body in bodies if any("HGMMA" in line or "HMMA" in line for line in body)]
+    with_matrix = [body for body in bodies if any(name in line for line in body for name in MATRIX)]
     return max(with_matrix or bodies, key=len, default=[])
+
+
+def _copies(counts: Counter) -> int:
+    return sum(n for name, n in _of(counts, "LDGSTS").items() if ".128" in name)
 
 
 def _of(counts: Counter, *names: str) -> Counter:

@@ -7,10 +7,11 @@ doubles it in the generator, and the other way round.
 from collections.abc import Iterator
 from dataclasses import replace
 
+from fastdgl_kernels._tuning import LIMITS
 from fastdgl_kernels.convolution import kernel
 
 from ..shapes import ALPHA, CLAMP, GAIN, channels, conv_flops, layers
-from .case import Case
+from .case import ARCHS, Case
 
 IMAGES = dict(x="*fp16", w="*fp16", y="*fp16")
 SIZES = dict(N="i32", H="i32", W="i32")
@@ -24,8 +25,10 @@ ONE = dict(TAPS=3, STRIDE=1, TRANSPOSED=False, PAIRED=False, PH=1, PW=1)
 
 
 def cases() -> Iterator[Case]:
-    """All of them, for both architectures."""
-    for arch in (90, 80):
+    """All of them, for every architecture."""
+    for arch in ARCHS:
+        if arch < kernel.LEAST_CAPABILITY:
+            continue
         for N, R, C in layers(half=True):
             if C >= 64:
                 yield from _same(arch, N, R, C)
@@ -121,6 +124,7 @@ def _strips(arch: int, N: int, R: int, I: int, O: int) -> Iterator[Case]:
     shape, launch = _tiled(arch, N, R, R, O, I)
     launch |= dict(programs=4 * N * (I // shape["BO"]), trips=launch["trips"] // 4, flops=conv_flops(N, R, I, O))
     for name, box in (("rows", dict(BH=1, BW=R)), ("columns", dict(BH=R, BW=1))):
+        launch |= dict(copies=(R + shape["BO"]) * shape["BI"] * 2 // (16 * 32 * launch["num_warps"]))
         yield Case(
             f"conv up {O}@{R}>{I}@{2 * R} N={N} last {name}", kernel._transposed, IMAGES | SIZES | _regions(),
             shape | box, arch, bytes=2 * N * R * (4 * I + O) + 18 * I * O, excuse="a few microseconds", **launch,
@@ -133,10 +137,13 @@ def _regions() -> dict[str, str]:
 
 def _tiled(arch: int, N: int, H: int, W: int, I: int, O: int) -> tuple[dict, dict]:
     """Sizes that are compile-time, and the launch, of a convolution of 9 taps to O channels of H x W pixels."""
-    tile = kernel.tile(H, W, I, O, f"sm_{arch}")
-    shape = dict(I=I, O=O) | tile.blocks
+    device = LIMITS[arch]
+    tile = kernel.tile(H, W, I, O, device)
+    shape = dict(I=I, O=O, POINTERS=not device.has_tma) | tile.blocks
+    copies = (tile.BH * tile.BW + tile.BO) * tile.BI * 2 // (16 * 32 * tile.num_warps)
     programs = N * -(-H // tile.BH) * -(-W // tile.BW) * (O // tile.BO)
     launch = dict(programs=programs, trips=9 * I // tile.BI, num_warps=tile.num_warps)
+    launch |= dict(copies=copies, shared=tile.shared(device))
     return shape, launch | dict(num_stages=tile.num_stages, divisible=("H", "W"))
 
 
@@ -144,12 +151,15 @@ def _weight_gradient(
     name: str, arch: int, N: int, H: int, W: int, I: int, O: int, taps: int = 3, stride: int = 1
 ) -> Case:
     depth = I * taps // 3
-    cut = kernel.split(N, H, W, depth, O, 3 * taps, f"sm_{arch}")
+    device = LIMITS[arch]
+    cut = kernel.split(N, H, W, depth, O, 3 * taps, device)
+    copies = cut.BN * cut.BH * cut.BW * (cut.BO + cut.BI) * 2 // (16 * 32 * cut.num_warps)
     boxes = -(-N // cut.BN) * (H // cut.BH) * (W // cut.BW)
     images, weights = 2 * N * H * W * (stride * stride * I + O), 4 * taps * taps * I * O
     return Case(
         name, kernel._weight_gradient, dict(x="*fp16", dy="*fp16", partial="*fp32", N="i32", steps="i32"),
-        dict(H=H, W=W, I=I, O=O, TAPS=taps, STRIDE=stride) | cut.blocks, arch, cut.num_warps, cut.num_stages,
+        dict(H=H, W=W, I=I, O=O, TAPS=taps, STRIDE=stride, POINTERS=not device.has_tma) | cut.blocks,
+        arch, cut.num_warps, cut.num_stages, copies=copies, shared=cut.shared(device),
         programs=3 * taps * (O // cut.BO) * (depth // cut.BI) * cut.parts, bytes=images + weights * (cut.parts + 1),
         flops=conv_flops(N, H * W, I, O, taps * taps), trips=-(-boxes // cut.parts),
         excuse="a workspace more costs as much as the ragged wave" if H <= 16 else "",

@@ -7,14 +7,14 @@ from fastdgl_kernels.activation import kernel as act
 from fastdgl_kernels.resampling import kernel as fir
 
 from ..shapes import Filter, filters, layers, long_filters
-from .case import Case
+from .case import ARCHS, Case
 
 POINTERS = {16: "*fp16", 32: "*fp32"}
 
 
 def cases() -> Iterator[Case]:
-    """All of them, for both architectures."""
-    for arch in (90, 80):
+    """All of them, for every architecture."""
+    for arch in ARCHS:
         for N, R, C in layers():
             yield from _bias_act(arch, N, R, C, channels_last=True)
             yield from _network_filters(arch, N, R, C)

@@ -1,8 +1,13 @@
 """What is wrong with a kernel, told from its machine code."""
 
+from fastdgl_kernels._tuning import LIMITS
+
 from .assembly import Facts
 from .case import Case
 from .roofline import DEVICES, predicted
+
+# on the others, times are printed and not judged: their kernels were not tuned
+JUDGED = (80, 90)
 
 
 def violations(case: Case, facts: Facts, recorded: dict | None = None) -> list[str]:
@@ -29,8 +34,11 @@ def _spills(facts: Facts):
 
 
 def _memory(case: Case, facts: Facts):
-    if facts.shared > DEVICES[case.arch].shared - 1024:
-        yield f"{facts.shared} bytes of shared memory, more than the {DEVICES[case.arch].name} has"
+    limit = LIMITS[case.arch].shared
+    if facts.shared > limit:
+        yield f"{facts.shared} bytes of shared memory, more than the {limit} a program may have on {DEVICES[case.arch].name}"
+    if case.shared and facts.shared > case.shared:
+        yield f"{facts.shared} bytes of shared memory, where the choice of tiles counts with {case.shared}"
     if facts.wide < case.wide:
         yield f"{facts.wide} accesses of 16 bytes, expected at least {case.wide}; {facts.narrow} narrower ones"
 
@@ -38,7 +46,17 @@ def _memory(case: Case, facts: Facts):
 def _matrix(case: Case, facts: Facts):
     if not facts.matrix:
         yield "no matrix instruction in the main loop"
-    if case.arch < 90:
+    if not LIMITS[case.arch].has_tma:
+        # of few rounds, copies that are under way at once gain little
+        if case.trips > 4 and (facts.copies < case.copies or facts.loop_loads):
+            yield (
+                f"{facts.copies} asynchronous copies (LDGSTS) and {facts.loop_loads} other loads in the main loop, "
+                f"expected {case.copies} and 0: an operand is not pipelined"
+            )
+        return
+    if not LIMITS[case.arch].reads_shared:
+        if not facts.accelerated:
+            yield "no load by the tensor memory accelerator"
         return
     if facts.from_registers:
         yield f"{facts.from_registers} wgmma with an operand in registers"
@@ -51,7 +69,7 @@ def _matrix(case: Case, facts: Facts):
 
 
 def _prediction(case: Case, facts: Facts):
-    if case.excuse:
+    if case.excuse or case.arch not in JUDGED:
         return
     p = predicted(case, facts)
     if p.roofline_us and p.ratio > case.budget:

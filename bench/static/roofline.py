@@ -6,13 +6,16 @@ It sees no cache misses, bank conflicts, latencies or clocks. It catches what wa
 from dataclasses import asdict, dataclass
 from math import ceil
 
+from fastdgl_kernels._tuning import LIMITS
+
 from .assembly import Facts
 from .case import Case
 
 
 @dataclass(frozen=True)
 class Device:
-    """An architecture. Rates of the H100 rounded from measurements by others, of the A100 from its datasheet; none measured by us."""
+    """An architecture. Rates of the H100 rounded from measurements by others, the others' from datasheets (dense, fp32 sums);
+    none measured by us."""
 
     name: str
     multiprocessors: int
@@ -24,9 +27,20 @@ class Device:
     matrix_rate: float  # FLOP / s
 
 
+def _device(arch: int, name: str, clock: float, threads: int, bandwidth: float, matrix_rate: float) -> Device:
+    limits = LIMITS[arch]
+    shared = limits.shared_per_multiprocessor
+    return Device(name, limits.multiprocessors, clock, 65536, shared, threads, bandwidth, matrix_rate)
+
+
 DEVICES = {
-    80: Device("A100", 108, 1.41e9, 65536, 166912, 2048, 1.6e12, 270e12),
-    90: Device("H100", 132, 1.755e9, 65536, 232448, 2048, 3.0e12, 800e12),
+    75: _device(75, "T4", 1.59e9, 1024, 0.32e12, 65e12),
+    80: _device(80, "A100", 1.41e9, 2048, 1.6e12, 270e12),
+    86: _device(86, "RTX 3090", 1.695e9, 1536, 0.936e12, 71e12),
+    89: _device(89, "RTX 4090", 2.52e9, 1536, 1.008e12, 165e12),
+    90: _device(90, "H100", 1.755e9, 2048, 3.0e12, 800e12),
+    100: _device(100, "B200", 1.85e9, 2048, 7.7e12, 2250e12),
+    120: _device(120, "RTX 5090", 2.41e9, 1536, 1.79e12, 209e12),
 }
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._dispatch import within
+from .._fallback import failure
 from .._layout import dense, dense_like
 from .._operators import without_autocast
+from .._tuning import LIMITS, Limits, limits
 from ..resampling.geometry import Padding, Pair, Resample
 from ..resampling.op import filter_size, upfirdn2d
 from ..resampling.reference import split_padding
@@ -220,15 +222,16 @@ FEW_CHANNELS = 64
 def owned(plan: Plan, x: Tensor, w: Tensor, f: Tensor | None) -> tuple[Plan, Tensor]:
     """The plan by kernels of our own, and its weight; what was given, where there are none for it."""
     shapes = (tuple(map(int, t.shape)) for t in (x, w))
-    own, reason = choice(plan, x.dtype, *shapes, filter_size(f))
-    if reason is not None:
+    own, reason = choice(plan, x.dtype, *shapes, filter_size(f), limits(x.device))
+    if reason is not None or failure("convolution", x.device):
         return plan, w
     return own, plan.merged_weight(w, f) if own.conv.kernel != plan.conv.kernel else w
 
 
 @cache
 def choice(
-    plan: Plan, dtype: torch.dtype, shape: tuple[int, ...], weight: tuple[int, ...], taps: Pair
+    plan: Plan, dtype: torch.dtype, shape: tuple[int, ...], weight: tuple[int, ...], taps: Pair,
+    device: Limits = LIMITS[90],
 ) -> tuple[Plan, str | None]:
     """The plan by kernels of our own, and None; where there are none for it, the plan, and the reason.
 
@@ -236,6 +239,7 @@ def choice(
         shape: Of x, `[N, I, H, W]`.
         weight: Shape of w, as the plan takes it.
         taps: Width and height of the filter.
+        device: Limits of the GPU.
     """
     from . import kernel
 
@@ -246,7 +250,7 @@ def choice(
         if few <= FEW_CHANNELS and (merged := plan.merged(taps)):
             candidates.insert(0, merged)
     for own in candidates:
-        reason = kernel.why_not(dtype, (*shape[:2], *own._convolved(taps, size)), O, own.conv)
+        reason = kernel.why_not(dtype, (*shape[:2], *own._convolved(taps, size)), O, own.conv, device)
         if reason is None:
             return replace(own, conv=replace(own.conv, own=True)), None
     return plan, reason
@@ -254,8 +258,10 @@ def choice(
 
 def remark(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec) -> str:
     """Whose convolution it is that runs as "triton", in words."""
+    device, failed = limits(x.device), failure("convolution", x.device)
     x, w, plan = arranged(x.to("meta"), w.to("meta"), spec)
-    _, reason = choice(plan, x.dtype, tuple(x.shape), tuple(w.shape), filter_size(f))
+    _, reason = choice(plan, x.dtype, tuple(x.shape), tuple(w.shape), filter_size(f), device)
+    reason = reason or failed
     return "convolves by a kernel of its own" if reason is None else f"leaves the convolution to PyTorch: {reason}"
 
 

@@ -9,11 +9,15 @@ outside the image: this is the padding. The pixels are the columns of the produc
 because only its right operand can be a reshaped box and still be read from shared memory. Descriptors know no strides:
 every other pixel is a box of the view `[N, H / 2, 2, W / 2, 2 C]`, for which H and W have to be even.
 
+Before Hopper, descriptors become loads. Triton makes them asynchronous copies only where nothing but the product's own
+transposition stands between load and product: with POINTERS, a load makes the operand in the order the product takes it.
+
 Few channels make a poor matrix. There, neighbouring pixels are taken for channels: two pixels of 32 channels for one of
 64, which is the same memory; and 6x6 convolutions of stride 2, which are a 3x3 convolution and the filter before it in
 one, are 3x3 convolutions between images of fewer pixels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,13 +25,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._fallback import or_else
 from .._launch import launch
 from .._layout import sample_stride, small
 from .._operators import opaque
-from .._tuning import architecture
+from .._tuning import LEAST_SHARED, LIMITS, Limits, limits
 from ..activation.kernel import ended
 from ..resampling.geometry import Pair
-from ..resampling.kernel import Tail
+from ..resampling.tail import Tail
+from . import formulas
 from .algebra import Geometry
 
 
@@ -62,12 +68,41 @@ def _pixels(
 
 
 @triton.jit
+def _loaded_pixels(
+    x, n, h, w, r, s, c, N, H, W, C: tl.constexpr, STRIDE: tl.constexpr, TAPS: tl.constexpr,
+    BN: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """The same as `_pixels` by loads of their own addresses, zeros outside; H and W as `_images` takes them."""
+    p = tl.arange(0, BN * BH * BW)
+    channels = c + tl.arange(0, BC)
+    row, inner = h + p // BW % BH, w + p % BW
+    if TAPS == 6:
+        row, phase, inner = row + r // 2, r % 2, inner + s
+    elif STRIDE == 2:
+        row, phase, inner = row + r // 2, r % 2, inner + s // 2
+        channels += s % 2 * C
+    else:
+        row, phase, inner = row + r, 0, inner + s
+    sample = n + p // (BH * BW)
+    inside = (sample < N) & (row >= 0) & (row < H) & (inner >= 0) & (inner < W)
+    at = ((sample.to(tl.int64) * H + row) * STRIDE + phase) * W + inner
+    return tl.load(x + at[:, None] * (STRIDE * C) + channels[None, :], mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _loaded_weights(w, row, column, C: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+    """[BO, BI] of the transpose of a matrix of C columns, from its (row, column) on."""
+    i, o = row + tl.arange(0, BI), column + tl.arange(0, BO)
+    return tl.load(w + (i[None, :] * C + o[:, None]))
+
+
+@triton.jit
 def _convolution(
     x, w, d, noise, bias, y, N, H, W, weights_per_sample, noise_stride,
     I: tl.constexpr, O: tl.constexpr, ALPHA: tl.constexpr, GAIN: tl.constexpr, CLAMP: tl.constexpr,
     TAPS: tl.constexpr, STRIDE: tl.constexpr, TRANSPOSED: tl.constexpr,
     PAIRED: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    BH: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
+    BH: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, POINTERS: tl.constexpr,
 ):  # fmt: skip
     """H x W pixels of O channels, each of them PH x PW pixels of fewer channels; those of x are so too where PAIRED."""
     # sizes of channels are compile-time, so that ptxas knows the loop to run and lets wgmma overlap
@@ -82,11 +117,12 @@ def _convolution(
     PAD: tl.constexpr = 1 if TAPS == 6 else 2 - STRIDE
     images = _images(x, N, H + 1 - PAD, W + 1 - PAD, I, STRIDE, 1, BH, BW, BI)
     first = n.to(tl.int64) * weights_per_sample * (O * COUNT * DEPTH)
-    if TRANSPOSED:
+    w += first
+    if TRANSPOSED and not POINTERS:
         # the weight of the convolution as it lies, [I, 3, 3, O] seen from here
-        ws = tl.make_tensor_descriptor(w + first, [I, 9 * O], [9 * O, 1], [BI, BO])
-    else:
-        ws = tl.make_tensor_descriptor(w + first, [O, COUNT * DEPTH], [COUNT * DEPTH, 1], [BO, BI])
+        ws = tl.make_tensor_descriptor(w, [I, 9 * O], [9 * O, 1], [BI, BO])
+    elif not TRANSPOSED:
+        ws = tl.make_tensor_descriptor(w, [O, COUNT * DEPTH], [COUNT * DEPTH, 1], [BO, BI])
     acc = tl.zeros([BO, BH * BW], tl.float32)
     for k in tl.range(0, 12 if PAIRED else COUNT * (DEPTH // BI)):
         if PAIRED:
@@ -96,7 +132,9 @@ def _convolution(
             # the taps run fastest: the boxes of the same channels overlap, and meet in the cache
             tap, i0 = k % COUNT, k // COUNT * BI
         pixels = _pixels(images, n, h0 - PAD, w0 - PAD, tap // 3, tap % 3, i0, I, STRIDE, TAPS, 1, BH, BW, BI)
-        if TRANSPOSED:
+        if TRANSPOSED and POINTERS:
+            weights = _loaded_weights(w, i0, (8 - tap) * O + o0, 9 * O, BO, BI)
+        elif TRANSPOSED:
             weights = ws.load([i0, (8 - tap) * O + o0]).T
         else:
             weights = ws.load([o0, tap * DEPTH + i0])
@@ -124,7 +162,7 @@ def _convolution(
 @triton.jit
 def _transposed(
     x, w, y, N, H, W, first_h, first_w, end_h, end_w, I: tl.constexpr, O: tl.constexpr,
-    BH: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
+    BH: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, POINTERS: tl.constexpr,
 ):  # fmt: skip
     """y[2 h + r, 2 w + s] += w[r, s] x[h, w], for y of 2 H + 2 by 2 W + 2; of it, from twice `first` to twice `end`.
 
@@ -140,8 +178,9 @@ def _transposed(
     columns, rows = tl.cdiv(end_w - first_w, BW), tl.cdiv(end_h - first_h, BH)
     w0, h0, n = first_w + box % columns * BW, first_h + box // columns % rows * BH, box // (columns * rows)
     images = _images(x, N, H, W, I, 1, 1, BH, BW, BI)
-    # the weight of the convolution as it lies, [I, 3, 3, O] seen from here
-    ws = tl.make_tensor_descriptor(w, [I, 9 * O], [9 * O, 1], [BI, BO])
+    if not POINTERS:
+        # the weight of the convolution as it lies, [I, 3, 3, O] seen from here
+        ws = tl.make_tensor_descriptor(w, [I, 9 * O], [9 * O, 1], [BI, BO])
     acc = tl.zeros([BO, BH * BW], tl.float32)
     taps = (2 - odd_h) * (2 - odd_w)
     tl.assume(taps > 0)
@@ -149,7 +188,11 @@ def _transposed(
         i0 = k // taps * BI
         r, s = k % taps // (2 - odd_w), k % taps % (2 - odd_w)
         pixels = _pixels(images, n, h0 - r, w0 - s, 0, 0, i0, I, 1, 3, 1, BH, BW, BI)
-        weights = ws.load([i0, ((odd_h + 2 * r) * 3 + odd_w + 2 * s) * O + o0]).T
+        column = ((odd_h + 2 * r) * 3 + odd_w + 2 * s) * O + o0
+        if POINTERS:
+            weights = _loaded_weights(w, i0, column, 9 * O, BO, BI)
+        else:
+            weights = ws.load([i0, column]).T
         acc = tl.dot(weights, pixels.T, acc)
     p, o = tl.arange(0, BH * BW), o0 + tl.arange(0, BO)
     h, v = h0 + p // BW, w0 + p % BW
@@ -162,7 +205,7 @@ def _transposed(
 def _weight_gradient(
     x, dy, partial, N, steps,
     H: tl.constexpr, W: tl.constexpr, I: tl.constexpr, O: tl.constexpr, TAPS: tl.constexpr, STRIDE: tl.constexpr,
-    BN: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr,
+    BN: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, POINTERS: tl.constexpr,
 ):  # fmt: skip
     # a program: one tap, a tile of the weight, a run of boxes of pixels
     COUNT: tl.constexpr = 3 * TAPS
@@ -175,17 +218,25 @@ def _weight_gradient(
     rows: tl.constexpr = H // BH
     PAD: tl.constexpr = 1 if TAPS == 6 else 2 - STRIDE
     # boxes are whole runs of memory, so that those of dy are rows of a matrix
-    gradients = tl.make_tensor_descriptor(dy, [N * H * W, O], [O, 1], [BN * BH * BW, BO])
-    images = _images(x, N, H + 1 - PAD, W + 1 - PAD, I, STRIDE, BN, BH, BW, BI)
+    if not POINTERS:
+        gradients = tl.make_tensor_descriptor(dy, [N * H * W, O], [O, 1], [BN * BH * BW, BO])
+        images = _images(x, N, H + 1 - PAD, W + 1 - PAD, I, STRIDE, BN, BH, BW, BI)
     acc = tl.zeros([BO, BI], tl.float32)
     tl.assume(steps > 0)
     for step in tl.range(0, steps):
         box = part * steps + step
         w0, h0, n = box % columns * BW, box // columns % rows * BH, box // (columns * rows) * BN
         # beyond the last box, both lie outside and are zeros
-        a = gradients.load([(n * H + h0) * W + w0, o0])
-        b = _pixels(images, n, h0 - PAD, w0 - PAD, tap // 3, tap % 3, i0, I, STRIDE, TAPS, BN, BH, BW, BI)
-        acc = tl.dot(a.T, b, acc)
+        if POINTERS:
+            p, o = (n * H + h0) * W + w0 + tl.arange(0, BN * BH * BW), o0 + tl.arange(0, BO)
+            a = tl.load(dy + (p.to(tl.int64)[None, :] * O + o[:, None]), mask=(p < N * H * W)[None, :], other=0.0)
+            b = _loaded_pixels(
+                x, n, h0 - PAD, w0 - PAD, tap // 3, tap % 3, i0, N, H + 1 - PAD, W + 1 - PAD, I, STRIDE, TAPS, BN, BH, BW, BI
+            )  # fmt: skip
+        else:
+            a = gradients.load([(n * H + h0) * W + w0, o0]).T
+            b = _pixels(images, n, h0 - PAD, w0 - PAD, tap // 3, tap % 3, i0, I, STRIDE, TAPS, BN, BH, BW, BI)
+        acc = tl.dot(a, b, acc)
     o, i = o0 + tl.arange(0, BO), i0 + tl.arange(0, BI)
     out = partial + part.to(tl.int64) * (O * COUNT * DEPTH) + ((o * COUNT + tap) * DEPTH)[:, None] + i[None, :]
     tl.store(out, acc)
@@ -207,17 +258,50 @@ class Tile:
         """As the kernel takes it."""
         return dict(BH=self.BH, BW=self.BW, BO=self.BO, BI=self.BI)
 
+    def shared(self, device: Limits) -> int:
+        """Return the most bytes of shared memory that a program takes; bench/static compares it with what compilers take."""
+        pixels = self.BH * self.BW
+        # the result passes through shared memory as well, on its way to the order of the image
+        return max(_buffers(pixels + self.BO, self.BI, self.num_stages, device), pixels * self.BO * 2 * 5 // 4)
+
+
+def _buffers(lines: int, depth: int, num_stages: int, device: Limits) -> int:
+    """Bytes of the operands that are under way, of 16 bits, and of the barriers they are waited for at."""
+    return (num_stages if device.reads_shared else num_stages - 1) * lines * depth * 2 + BARRIERS
+
+
+# bytes; 48 were the most that was seen
+BARRIERS = 256
+
+
+# Triton compiles products for older GPUs to scalar arithmetic, with 16 KB of stack for each thread
+LEAST_CAPABILITY = 80
+
+
+def why_not_device(device: Limits) -> str:
+    """The reason these kernels cannot run on a device of less than `LEAST_CAPABILITY`."""
+    if device.capability == 0:
+        return "the kernels use the matrix instructions of NVIDIA's GPUs"
+    return (
+        f"the kernels need matrix instructions of compute capability {LEAST_CAPABILITY / 10}, "
+        f"the GPU has {device.capability / 10}"
+    )
+
 
 # what the kernels take: height and width of the kernel, stride; and the padding for it
 PADDINGS = {(3, 3, 1): 1, (3, 3, 2): 0, (6, 6, 2): 2}
 
 
-def why_not(dtype: torch.dtype, shape: tuple[int, int, int, int], O: int, geometry: Geometry) -> str | None:
+def why_not(
+    dtype: torch.dtype, shape: tuple[int, int, int, int], O: int, geometry: Geometry, device: Limits = LIMITS[90]
+) -> str | None:
     """The reason these kernels cannot take images of `shape` `[N, I, H, W]` to O channels, or None if they can.
 
     What holds of a convolution holds of the transposed one and of the gradient of the weight.
     """
     N, I, H, W = shape
+    if device.capability < LEAST_CAPABILITY:
+        return why_not_device(device)
     if dtype.itemsize != 2:
         return f"its dtype is {dtype}, the kernels take 16 bits"
     (kh, kw), stride, transposed = geometry.kernel, geometry.stride, geometry.transposed
@@ -261,23 +345,40 @@ def _smaller(size: Pair, geometry: Geometry) -> Pair:
     return size if geometry.transposed else geometry.output_size(size)
 
 
-def tile(H: int, W: int, I: int, O: int, arch: str = "sm_90") -> Tile:
-    """The tile for a layer, of those that neither spill nor serialize (bench/static). Not measured on a GPU.
+def tile(H: int, W: int, I: int, O: int, device: Limits = LIMITS[90]) -> Tile:
+    """The tile for a layer, of those that neither spill nor serialize (bench/static), or the next smaller one that fits
+    the device's shared memory. Not measured on a GPU.
 
     H x W pixels of O channels, summed over runs of I.
     """
     BW = min(16, W & -W)
     high = triton.next_power_of_2(H)
-    # nine rounds and no more, the compiler for sm_80 would unroll, and spill
-    BI, stages = (32, 4) if I % 64 or arch == "sm_80" and I == 64 else (64, 3)
+    # nine rounds and no more, the compiler would unroll where operands are in registers, and spill
+    BI, stages = (32, 4) if I % 64 or I == 64 and not device.reads_shared else (64, 3)
     if O % 128 == 0 and H * W >= 32 * 32:
-        return Tile(256 // BW, BW, 128, BI, 8, stages)
-    if O % 128 == 0:
-        return Tile(min(128 // BW, high), BW, 128, BI, 8, stages)
-    return Tile(min((128 if arch == "sm_80" else 256) // BW, high), BW, 64, BI, 4, stages)
+        widest = Tile(256 // BW, BW, 128, BI, 8, stages)
+    elif O % 128 == 0:
+        widest = Tile(min(128 // BW, high), BW, 128, BI, 8, stages)
+    else:
+        widest = Tile(min((256 if device.reads_shared else 128) // BW, high), BW, 64, BI, 4, stages)
+    return next(t for t in _smaller_tiles(widest) if t.shared(device) <= device.shared or t.shared(device) <= LEAST_SHARED)
+
+
+def _smaller_tiles(widest: Tile) -> Iterator[Tile]:
+    """`widest`, and smaller ones, those first that load the least for each product; the last fits any GPU."""
+    yield widest
+    for BO in {widest.BO: None, 64: None}:
+        for BH in (widest.BH, widest.BH // 2, widest.BH // 4):
+            if BH != widest.BH and BH * widest.BW < 64:
+                break
+            for BI in {widest.BI: None, 32: None}:
+                for stages in range(widest.num_stages, 1, -1):
+                    num_warps = 8 if BO == 128 and BH * widest.BW >= 128 else 4
+                    yield Tile(BH, widest.BW, BO, BI, min(num_warps, widest.num_warps), stages)
 
 
 @opaque()
+@or_else(formulas.convolve)
 def convolve(
     x: Tensor, w: Tensor, geometry: Geometry, tail: Tail = Tail(), blocks: Tile | None = None, strip: int = 128
 ) -> Tensor:
@@ -302,7 +403,7 @@ def convolve(
     elif geometry.kernel == (6, 6):
         _run(x, _by_phase(w), y, Geometry((3, 3), padding=(1, 1)), tail, blocks, (2, 2))
     else:
-        _run_transposed(x, w, y, blocks or tile(*x.shape[2:], I, O, architecture(x.device)), strip)
+        _run_transposed(x, w, y, blocks or tile(*x.shape[2:], I, O, limits(x.device)), strip)
     return y
 
 
@@ -319,15 +420,20 @@ def _run(
     d, noise, bias = small(tail.demod, tail.noise, tail.bias)
     paired = pixels == (1, 2)
     H, W, I, taps = H // PH, W // PW, 2 * I if paired else I, geometry.kernel[0]
-    t = t or tile(H, W, I // 2 if paired else I * taps // 3, O, architecture(x.device))
+    t = t or tile(H, W, I // 2 if paired else I * taps // 3, O, limits(x.device))
     programs = N * triton.cdiv(H, t.BH) * triton.cdiv(W, t.BW) * (O // t.BO)
     launch(
         _convolution, programs,
         x, w, d, noise, bias, y, N, H, W, int(w.ndim == 5), sample_stride(noise), I, O,
         tail.alpha, tail.gain, tail.clamp, taps, geometry.stride, geometry.transposed, paired, PH, PW,
-        *t.blocks.values(),
+        *t.blocks.values(), use_pointers(x.device),
         num_warps=t.num_warps, num_stages=t.num_stages,
     )  # fmt: skip
+
+
+def use_pointers(device: torch.device) -> bool:
+    """Whether the kernels load by addresses of their own what would not be copied asynchronously by a descriptor."""
+    return not limits(device).has_tma
 
 
 def _by_phase(w: Tensor) -> Tensor:
@@ -359,6 +465,8 @@ def _from_pairs(dw: Tensor) -> Tensor:
 def _run_transposed(x: Tensor, w: Tensor, y: Tensor, t: Tile, strip: int) -> None:
     """The pixels of y that there are four of for each of x; then the last two rows, and the last two columns."""
     (N, I, H, W), O = x.shape, y.shape[1]
+    # in no more memory than the tile
+    strip = min(strip, t.BH * t.BW)
     below, beside = replace(t, BH=1, BW=min(strip, W & -W)), replace(t, BH=min(strip, H & -H), BW=1)
     parts = ((t, 0, 0, H, W), (below, H, 0, H + 1, W), (beside, 0, W, H + 1, W + 1))
     for part, first_h, first_w, end_h, end_w in parts:
@@ -366,6 +474,7 @@ def _run_transposed(x: Tensor, w: Tensor, y: Tensor, t: Tile, strip: int) -> Non
         launch(
             _transposed, 4 * N * boxes * (O // t.BO),
             x, w, y, N, H, W, first_h, first_w, end_h, end_w, I, O, *part.blocks.values(),
+            use_pointers(x.device),
             num_warps=t.num_warps, num_stages=t.num_stages,
         )  # fmt: skip
 
@@ -388,41 +497,56 @@ class Split:
         """As the kernel takes it."""
         return dict(BN=self.BN, BH=self.BH, BW=self.BW, BO=self.BO, BI=self.BI)
 
+    def shared(self, device: Limits) -> int:
+        """Return the most bytes of shared memory that a program takes."""
+        return _buffers(self.BO + self.BI, self.BN * self.BH * self.BW, self.num_stages, device)
 
-# multiprocessors, and how many programs each of them holds, by the size of their tiles
-SLOTS = {
-    "sm_80": (108, {128 * 128: 1, 128 * 64: 2, 64 * 64: 3}),
-    "sm_90": (132, {128 * 128: 2, 128 * 64: 3, 64 * 64: 4}),
-}
+
+# programs that the registers of a multiprocessor hold, by the size of their tiles; where operands are in registers, fewer
+PROGRAMS = {128 * 128: 2, 128 * 64: 3, 64 * 64: 4}
 
 # the most workspaces of a weight gradient
 PARTS = 64
 
 
-def split(N: int, H: int, W: int, I: int, O: int, taps: int = 9, arch: str = "sm_90", pixels: int = 64) -> Split:
+def split(
+    N: int, H: int, W: int, I: int, O: int, taps: int = 9, device: Limits = LIMITS[90], pixels: int = 64
+) -> Split:
     """The cut for a layer, of boxes of at most `pixels`. Not measured on a GPU.
 
-    It depends on the shape and the architecture alone, and so does the order of the sums.
+    It depends on the shape and the kind of device alone, and so does the order of the sums.
     """
-    BW = min(pixels, W & -W)
-    BH = min(pixels // BW, H & -H) if BW == W else 1
-    BN = pixels // (BW * BH) if BH == H and BW == W else 1
     BO, BI = (min(128, n & -n) for n in (O, I))
-    boxes = triton.cdiv(N, BN) * (H // BH) * (W // BW)
+    cut = _cut(N, H, W, BO, BI, pixels)
+    # fewer pixels at a time first, then smaller tiles; the last fits any GPU
+    while cut.shared(device) > max(device.shared, LEAST_SHARED) and (pixels > 16 or BO > 32):
+        pixels, BO, BI = (pixels // 2, BO, BI) if pixels > 16 else (pixels, BO // 2, max(BI // 2, 32))
+        cut = _cut(N, H, W, BO, BI, pixels)
+    boxes = triton.cdiv(N, cut.BN) * (H // cut.BH) * (W // cut.BW)
     tiles = taps * (O // BO) * (I // BI)
-    multiprocessors, programs = SLOTS.get(arch, SLOTS["sm_90"])
-    slots = multiprocessors * programs[BO * BI]
+    programs = PROGRAMS.get(BO * BI, 4) - (not device.reads_shared)
+    programs = max(1, min(programs, device.shared_per_multiprocessor // (cut.shared(device) + 1024)))
+    slots = device.multiprocessors * programs
 
     def cost(parts: int) -> float:
         """In FLOPs: those of whole waves, and what a workspace's way through memory is worth."""
         steps = triton.cdiv(boxes, parts)
-        whole_waves = triton.cdiv(tiles * parts, slots) * slots * steps * BN * BH * BW * BO * BI * 2
+        whole_waves = triton.cdiv(tiles * parts, slots) * slots * steps * cut.BN * cut.BH * cut.BW * BO * BI * 2
         return whole_waves + 267 * parts * 2 * 4 * taps * O * I
 
-    return Split(BN, BH, BW, BO, BI, min(range(1, min(PARTS, boxes) + 1), key=cost), 8 if BO == BI == 128 else 4)
+    return replace(cut, parts=min(range(1, min(PARTS, boxes) + 1), key=cost))
+
+
+def _cut(N: int, H: int, W: int, BO: int, BI: int, pixels: int) -> Split:
+    """In one part."""
+    BW = min(pixels, W & -W)
+    BH = min(pixels // BW, H & -H) if BW == W else 1
+    BN = pixels // (BW * BH) if BH == H and BW == W else 1
+    return Split(BN, BH, BW, BO, BI, 1, 8 if BO == BI == 128 else 4)
 
 
 @opaque()
+@or_else(formulas.weight_gradient)
 def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry, blocks: Split | None = None) -> Tensor:
     """The gradient of w, `[O, I, h, w]`, fp32, channels last; the same bits every time.
 
@@ -440,12 +564,12 @@ def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry, blocks: Split | N
         W, I, O = W // 2, 2 * I, 2 * O
     # what one tap sums to: of 6 x 6 taps, two columns side by side are one
     taps, depth = 3 * k, I * k // 3
-    c = blocks or split(N, H, W, depth, O, taps, architecture(x.device))
+    c = blocks or split(N, H, W, depth, O, taps, limits(x.device))
     boxes = triton.cdiv(N, c.BN) * (H // c.BH) * (W // c.BW)
     partial = torch.empty([c.parts, O, k, k, I], dtype=torch.float32, device=x.device)
     launch(
         _weight_gradient, (taps * (O // c.BO) * (depth // c.BI), c.parts),
-        x, dy, partial, N, triton.cdiv(boxes, c.parts), H, W, I, O, k, geometry.stride, *c.blocks.values(),
+        x, dy, partial, N, triton.cdiv(boxes, c.parts), H, W, I, O, k, geometry.stride, *c.blocks.values(), use_pointers(x.device),
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
     dw = partial.sum(0).permute(0, 3, 1, 2)
