@@ -1,4 +1,8 @@
-"""The order of tensors in memory, as kernels need it. Nothing is copied that lies as it should."""
+"""The order of tensors in memory, as kernels need it. Nothing is copied that lies as it should.
+
+PyTorch may keep the sign of a view aside (`torch._neg_view`, the imaginary part of a conjugate): kernels read memory, so
+each function here applies it. `resolve_neg` returns all other tensors as they are.
+"""
 
 from math import prod
 
@@ -8,6 +12,7 @@ from torch import Tensor
 
 def without_gaps(x: Tensor) -> Tensor:
     """`x` with its elements next to one another in memory, in the order they have."""
+    x = x.resolve_neg()
     step = 1
     for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape) if size > 1):
         if stride != step:
@@ -19,6 +24,7 @@ def without_gaps(x: Tensor) -> Tensor:
 
 def in_order_of(x: Tensor, like: Tensor) -> Tensor:
     """`x` with its elements in memory in the order of those of `like`, which has the same shape and no gaps."""
+    x = x.resolve_neg()
     if all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape)):
         return x
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
@@ -39,17 +45,18 @@ def dense(x: Tensor) -> Tensor:
 
     Autograd hands over gradients in any layout, expanded ones among them.
     """
+    x = x.resolve_neg()
     return x.contiguous(memory_format=torch.channels_last if x.element_size() == 2 else memory_format(x))
 
 
 def dense_like(x: Tensor, like: Tensor) -> Tensor:
     """`x` without gaps, in the layout of `like`, which has none."""
-    return x.contiguous(memory_format=memory_format(like))
+    return x.resolve_neg().contiguous(memory_format=memory_format(like))
 
 
 def small(*tensors: Tensor | None) -> list[Tensor | None]:
     """Tensors of less than an image, contiguous: they may come expanded or as slices."""
-    return [None if t is None else t.contiguous() for t in tensors]
+    return [None if t is None else t.resolve_neg().contiguous() for t in tensors]
 
 
 def sample_stride(t: Tensor | None) -> int:

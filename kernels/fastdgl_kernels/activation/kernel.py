@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._fallback import or_else
 from .._launch import launch
+from .._layout import small
 from .._operators import opaque
 from .._tuning import architecture, tuned
 from . import formulas
@@ -269,7 +270,7 @@ def sum_kernel(parts, total, K, C, STEPS: tl.constexpr, ROWS: tl.constexpr, COLS
 @or_else(formulas.forward)
 def forward(x: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
     """y = clamp(gain * act(x + b)), in the memory order of x, which has no gaps."""
-    y = torch.empty_like(x)
+    y, (b,) = torch.empty_like(x), small(b)
     m = _matrix(x, None if b is None else spec.dim)
     elements, warps = tuned("bias_act", architecture(x.device))
     rows, cols = m.tile(elements)
@@ -295,7 +296,7 @@ def gradient(
         total: Whether the sum is wanted; else it is None.
         ddx: None for dx; else the derivative by r of the sum of ddx * dx takes its place.
     """
-    dx = torch.empty_like(dy)
+    dx, (b,) = torch.empty_like(dy), small(b)
     m = _matrix(dy, spec.dim if total or b is not None else None)
     arch = architecture(dy.device)
     elements, warps = tuned("bias_act_grad", arch)

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._fallback import or_else
-from .._launch import launch
+from .._launch import are_taken, launch
 from .._layout import sample_stride, small
 from .._operators import opaque
 from .._tuning import LEAST_SHARED, LIMITS, Limits, limits
@@ -408,8 +408,13 @@ def convolve(
 
 
 def _on_16_bytes(x: Tensor) -> Tensor:
-    """`x`, or a copy of it where it does not begin at a multiple of 16 bytes, as descriptors need: a view may not."""
-    return x.clone() if x.storage_offset() * x.element_size() % 16 else x
+    """`x`, or a copy of it where it does not begin at a multiple of 16 bytes, as descriptors need.
+
+    A view may not, nor may memory of somebody else's, which begins anywhere.
+    """
+    # what only has a shape has no address: its memory would begin well
+    begin = x.storage_offset() * x.element_size() if are_taken() else x.data_ptr()
+    return x.clone() if begin % 16 else x
 
 
 def _run(

@@ -129,7 +129,7 @@ def data_gradient(dy: Tensor, w: Tensor, channels_last: bool) -> Tensor:
     t = tile(I, H * W, is_channels_last(dx))
     launch(
         _data_gradient, N * triton.cdiv(H * W, t["BP"]) * triton.cdiv(I, t["BC"]),
-        dy.contiguous(), w.contiguous(), dx, I, H * W, O, *t.values(),
+        *small(dy, w), dx, I, H * W, O, *t.values(),
     )  # fmt: skip
     return dx
 
@@ -144,7 +144,7 @@ def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     dw = torch.empty([N, chunks, O, I], dtype=torch.float32, device=x.device)
     launch(
         _weight_gradient, N * chunks * triton.cdiv(I, t["BC"]),
-        dy.contiguous(), x, dw, I, H * W, O, *t.values(), STEPS,
+        *small(dy), x, dw, I, H * W, O, *t.values(), STEPS,
     )  # fmt: skip
     return dw.sum(1)
 

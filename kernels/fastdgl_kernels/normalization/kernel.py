@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._fallback import or_else
 from .._launch import launch
-from .._layout import dense_like, is_channels_last, memory_format, sample_stride
+from .._layout import dense_like, is_channels_last, memory_format, sample_stride, small
 from .._operators import opaque
 from ..modulation.epilogue import STEPS, tile
 from . import formulas
@@ -151,7 +151,7 @@ def forward(x: Tensor, scale: Tensor, shift: Tensor, act: str, up: int, z: Tenso
     t = tile(C, H * W, is_channels_last(x))
     launch(
         _forward, N * triton.cdiv(H * W, t["BP"]) * triton.cdiv(C, t["BC"]),
-        x, z, scale.contiguous(), shift.contiguous(), y, C // group(C), H * W, W * up,
+        x, z, *small(scale, shift), y, C // group(C), H * W, W * up,
         sample_stride(scale), sample_stride(shift), act == "relu", up, group(C), *t.values(),
     )  # fmt: skip
     return y
@@ -179,7 +179,7 @@ def backward(
     )
     launch(
         _backward, N * chunks * triton.cdiv(C, t["BC"]),
-        dense_like(dy, x), x, scale.contiguous(), shift.contiguous(), dx, dscale, dshift, C // group(C), H * W, W * up,
+        dense_like(dy, x), x, *small(scale, shift), dx, dscale, dshift, C // group(C), H * W, W * up,
         sample_stride(scale), sample_stride(shift), act == "relu", up, scaled, group(C), *t.values(), STEPS,
     )  # fmt: skip
     return dx, *(None if parts is None else parts.sum(1) for parts in (dscale, dshift))

@@ -264,16 +264,15 @@ def empty_output(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
 @or_else(formulas.upfirdn2d)
 def upfirdn2d(x: Tensor, f: Tensor | None, resample: Resample, tail: Tail | None = None) -> Tensor:
     """Insert zeros, pad or crop, filter, decimate; `[N, C, H', W']` in the memory format of x."""
-    factors = _factors(f)
+    x, factors = x.resolve_neg(), _factors(f)
     if fits(x, factors, resample) and (tail is None or is_channels_last(x)):
         return _separable(x, *factors, resample, tail or Tail(), tail is not None)
     if tail is not None:
         raise NotImplementedError("only images that are channels last, and that `fits`, have a tail")
-    f = torch.ones([1, 1], dtype=torch.float32, device=x.device) if f is None else f.float()
+    f = torch.ones([1, 1], dtype=torch.float32, device=x.device) if f is None else small(f.float())[0]
     if f.ndim == 2:
-        return _general(x, f.contiguous(), resample, x.dtype)
+        return _general(x, f, resample, x.dtype)
     (ux, uy), (dx, dy), (x0, x1, y0, y1) = resample.up, resample.down, resample.padding
-    f = f.contiguous()
     # rounded once
     along_x = Resample((ux, 1), (dx, 1), (x0, x1, 0, 0), resample.flip_filter, resample.gain)
     along_y = Resample((1, uy), (1, dy), (0, 0, y0, y1), resample.flip_filter)
@@ -427,7 +426,7 @@ def _factors(f: Tensor | None) -> tuple[Tensor, Tensor] | None:
 def _separate(f: Tensor) -> tuple[Tensor, Tensor] | None:
     if f.ndim == 1:
         # not f itself: what is held here must not keep it alive
-        taps = f.detach().float().contiguous()
+        (taps,) = small(f.detach().float())
         return taps, taps
     exact = f.detach().double().cpu()
     row, column = divmod(int(exact.abs().argmax()), f.shape[1])
