@@ -94,15 +94,17 @@ def or_else(formula: Callable) -> Callable[[Callable], Callable]:
 
         @wraps(function)
         def run(*arguments, **keywords):
-            device = (arguments[0] if arguments else next(iter(keywords.values()))).device
-            if not _failures or _raises or (operator, device) not in _failures:
+            if not _failures or _raises or (operator, device_of(arguments, keywords)) not in _failures:
                 try:
                     return function(*arguments, **keywords)
                 except LaunchError as error:
                     if _raises:
                         raise
-                    report(module, device, error.__cause__)
+                    report(module, device_of(arguments, keywords), error.__cause__)
             return formula(*arguments, **keywords)
+
+        def device_of(arguments: tuple, keywords: dict) -> torch.device:
+            return (arguments[0] if arguments else next(iter(keywords.values()))).device
 
         return run
 

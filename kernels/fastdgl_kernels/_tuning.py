@@ -4,8 +4,9 @@ Nothing here has been measured on a GPU: the entries come of reading what the co
 (bench/static). An entry that is not there falls back to "default".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, wraps
 
 import torch
 
@@ -45,6 +46,20 @@ TABLE = {
 def tuned(name: str, arch: str):
     """The entry called `name` for an architecture."""
     return TABLE.get(arch, {}).get(name, TABLE["default"][name])
+
+
+def kept(function: Callable) -> Callable:
+    """Remember what a function of sizes returned last for each; sizes that whoever traces takes for unknown are not kept."""
+    lookup = lru_cache(maxsize=1024)(function)
+
+    @wraps(function)
+    def run(*arguments, **keywords):
+        try:
+            return lookup(*arguments, **keywords)
+        except TypeError:
+            return function(*arguments, **keywords)
+
+    return run
 
 
 @cache

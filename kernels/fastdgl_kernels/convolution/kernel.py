@@ -29,7 +29,7 @@ from .._fallback import or_else
 from .._launch import are_taken, launch
 from .._layout import sample_stride, small
 from .._operators import opaque
-from .._tuning import LEAST_SHARED, LIMITS, Limits, limits
+from .._tuning import LEAST_SHARED, LIMITS, Limits, kept, limits
 from ..activation.kernel import ended
 from ..resampling.geometry import Pair
 from ..resampling.tail import Tail
@@ -345,6 +345,7 @@ def _smaller(size: Pair, geometry: Geometry) -> Pair:
     return size if geometry.transposed else geometry.output_size(size)
 
 
+@kept
 def tile(H: int, W: int, I: int, O: int, device: Limits = LIMITS[90]) -> Tile:
     """The tile for a layer, of those that neither spill nor serialize (bench/static), or the next smaller one that fits
     the device's shared memory. Not measured on a GPU.
@@ -514,6 +515,7 @@ PROGRAMS = {128 * 128: 2, 128 * 64: 3, 64 * 64: 4}
 PARTS = 64
 
 
+@kept
 def split(
     N: int, H: int, W: int, I: int, O: int, taps: int = 9, device: Limits = LIMITS[90], pixels: int = 64
 ) -> Split:
