@@ -48,8 +48,8 @@ class Engine(Protocol):
     """A network with its optimizer. A `step` follows one `backward`, or several of which the last says so."""
 
     module: nn.Module
-    # since the engine was made or loaded: steps left out because a gradient was not finite. fp16 leaves them out, and so does ZeRO 3;
-    # elsewhere such a gradient reaches the parameters, where the check at the end of a tick finds it
+    # since the engine was made or loaded: steps left out because a gradient was not finite. DeepSpeed leaves them out in fp16, at stage 3,
+    # and at stage 0 in bf16; elsewhere such a gradient reaches the parameters, where the check at the end of a tick finds it
     skipped_steps: int
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
