@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from devices import DEVICE, every_format
 from fastdgl_kernels import scale_shift_act
-from numerics import assert_as_accurate, assert_close, assert_same_derivatives, normal
+from numerics import assert_as_accurate, assert_close, assert_errs_as_little, assert_same_derivatives, normal
 from torch.autograd import gradcheck, gradgradcheck
 
 every_act = pytest.mark.parametrize("act", ["linear", "relu"])
@@ -157,9 +157,8 @@ def test_kernels_take_any_shape(triton, shape, own, up, channels_last):
     dy = normal(*shape[:2], shape[2] * up, shape[3] * up, seed=9, dtype=torch.float32).to(DEVICE)
     for twice in (False, True):
         got, expected = (gradients(tensors, dy, impl, twice, up=up) for impl in ("triton", "reference"))
-        for number, (g, e) in enumerate(zip(got, expected)):
-            assert g.stride() == e.stride() or number != 0
-            assert_close(g.double(), e.double(), f"result {number}", tolerance=1e-5)
+        assert got[0].stride() == expected[0].stride()
+        assert_errs_as_little(got, expected, gradients([t.double() for t in tensors], dy.double(), "reference", twice, up=up), terms=dy.numel())
 
 
 def gradients(tensors, dy, impl, twice, **arguments):
@@ -206,11 +205,11 @@ def test_kernels_sum_gradients_in_fp32_and_in_one_order(triton, up, channels_las
 def test_kernels_give_one_gradient_alone(triton, needed):
     tensors = on_gpu(made(2, 3, 5, 4, dtype=torch.float32))
     tensors[needed].requires_grad_()
-    got, expected = (
-        torch.autograd.grad(scale_shift_act(*tensors, up=2, impl=impl).square().sum(), tensors[needed])[0]
-        for impl in ("triton", "reference")
+    got, expected, truth = (
+        torch.autograd.grad(scale_shift_act(*(t.to(dtype) for t in tensors), up=2, impl=impl).square().sum(), tensors[needed])
+        for impl, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64))
     )
-    assert_close(got, expected, tolerance=1e-6)
+    assert_errs_as_little(got, expected, truth)
 
 
 def test_kernels_take_any_strides_of_input_and_gradient(triton):
@@ -221,8 +220,7 @@ def test_kernels_take_any_strides_of_input_and_gradient(triton):
         # as y.sum() leaves it: expanded, without strides
         dy = torch.ones([], device=DEVICE).expand(2, 4, 10, 6)
         got, expected = (gradients([x, scale, shift], dy, impl, False, up=2) for impl in ("triton", "reference"))
-        for g, e in zip(got, expected):
-            assert_close(g, e, tolerance=1e-6)
+        assert_errs_as_little(got, expected, gradients([t.double() for t in (x, scale, shift)], dy.double(), "reference", False, up=2))
 
 
 def test_kernels_pass_what_is_not_finite(triton):

@@ -11,6 +11,7 @@ from fastdgl_kernels.resampling.geometry import Resample, parse_padding, parse_s
 from numerics import (
     assert_as_accurate,
     assert_close,
+    assert_errs_as_little,
     assert_golden,
     assert_golden_as_accurately,
     golden_cases,
@@ -297,10 +298,11 @@ def test_kernels_agree_with_the_definition(triton, shape, taps, arguments):
     y = upfirdn2d(x, f, **arguments, impl="triton")
     dy = on_device(*y.shape, seed=2)
     (dx,) = torch.autograd.grad(y, x, dy)
-    expected = upfirdn2d(x.double(), f, **arguments, impl="reference")
-    assert_close(y.double(), expected, tolerance=1e-6)
-    (expected,) = torch.autograd.grad(expected, x, dy.double())
-    assert_close(dx, expected, tolerance=1e-6)
+    results = {}
+    for dtype in (torch.float32, torch.float64):
+        expected = upfirdn2d(x.to(dtype), f, **arguments, impl="reference")
+        results[dtype] = expected, *torch.autograd.grad(expected, x, dy.to(dtype))
+    assert_errs_as_little((y, dx), *results.values())
 
 
 # of a network: taps, up, down, padding before; even and odd, cropped, both turns
@@ -337,7 +339,8 @@ def test_fast_kernel_agrees_with_the_definition(triton, name, channels_last):
     assert kernel().fits(x, kernel()._factors(f), Resample((up, up), (down, down), padding))
     arguments = dict(up=up, down=down, padding=padding, flip_filter=padding[0] % 2 == 1, gain=1.3)
     y = upfirdn2d(x, f, **arguments, impl="triton")
-    assert_close(y.double(), upfirdn2d(x.double(), f, **arguments, impl="reference"), tolerance=1e-6)
+    expected, truth = (upfirdn2d(x.to(dtype), f, **arguments, impl="reference") for dtype in (torch.float32, torch.float64))
+    assert_errs_as_little([y], [expected], [truth])
 
 
 def kernel():
@@ -384,14 +387,16 @@ def test_kernels_take_any_strides_of_input_and_gradient(triton, C):
         expected = upfirdn2d(x, f, up=2, padding=1, impl="reference")
         x = x.detach().requires_grad_()
         y = upfirdn2d(x, f, up=2, padding=1, impl="triton")
-        assert_close(y.double(), expected.double(), tolerance=1e-6)
+        assert_errs_as_little([y], [expected], [upfirdn2d(x.double(), f, up=2, padding=1, impl="reference")])
         assert y.stride() == expected.stride()
         # an expanded gradient, and one in the other format
         for dy in (torch.ones([1, 1, 1, 1], device=DEVICE).expand_as(y), torch.cos(y.detach()).contiguous()):
             (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
-            ref = x.detach().clone().requires_grad_()
-            (expected_dx,) = torch.autograd.grad(upfirdn2d(ref, f, up=2, padding=1, impl="reference"), ref, dy)
-            assert_close(dx.double(), expected_dx.double(), tolerance=1e-6)
+            expected_dx, true_dx = (
+                torch.autograd.grad(upfirdn2d(x.to(dtype), f, up=2, padding=1, impl="reference"), x, dy.to(dtype))
+                for dtype in (torch.float32, torch.float64)
+            )
+            assert_errs_as_little([dx], expected_dx, true_dx)
 
 
 @every_format
@@ -454,16 +459,21 @@ def test_filters_are_taken_apart_only_where_they_are_products():
 def test_tail_is_the_operators_one_after_another(triton, up, down, noisy, clamp):
     x, f = on_device(2, 8, 5, 4, channels_last=True), setup_filter([1, 3, 3, 1], device=DEVICE)
     resample = Resample((up, up), (down, down), (2, 1, 2, 1), gain=1.5)
-    y = upfirdn2d(x.double(), f, up, down, resample.padding, gain=1.5, impl="reference")
-    demod, noise, bias = on_device(2, 8, seed=1), on_device(1, 1, *y.shape[2:], seed=2), on_device(8, seed=3)
+    H, W = upfirdn2d(x, f, up, down, resample.padding, impl="reference").shape[2:]
+    demod, noise, bias = on_device(2, 8, seed=1), on_device(1, 1, H, W, seed=2), on_device(8, seed=3)
     if noisy == "noise-per-sample":
         # as a slice
-        noise = on_device(2, 2, *y.shape[2:], seed=2)[:, :1]
+        noise = on_device(2, 2, H, W, seed=2)[:, :1]
     tail = kernel().Tail(demod, noise, bias, 0.2, 1.4, clamp)
     if noisy == "bare":
         tail = kernel().Tail(alpha=0.2, gain=1.4, clamp=clamp)
-    else:
-        y = y * demod[:, :, None, None] + noise + bias[:, None, None]
-    y = F.leaky_relu(y, 0.2) * 1.4
-    y = y if clamp is None else y.clamp(-clamp, clamp)
-    assert_close(kernel().upfirdn2d(x, f, resample, tail).double(), y, tolerance=1e-6)
+
+    def one_after_another(dtype):
+        y = upfirdn2d(x.to(dtype), f, up, down, resample.padding, gain=1.5, impl="reference")
+        if noisy != "bare":
+            y = y * demod[:, :, None, None] + noise + bias[:, None, None]
+        y = F.leaky_relu(y, 0.2) * 1.4
+        return y if clamp is None else y.clamp(-clamp, clamp)
+
+    got = kernel().upfirdn2d(x, f, resample, tail)
+    assert_errs_as_little([got], [one_after_another(torch.float32)], [one_after_another(torch.float64)])
