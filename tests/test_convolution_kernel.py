@@ -9,7 +9,7 @@ from fastdgl_kernels import bias_act
 from fastdgl_kernels._launch import launches_to
 from fastdgl_kernels._tuning import LIMITS
 from fastdgl_kernels.convolution import kernel
-from fastdgl_kernels.convolution.algebra import Geometry
+from fastdgl_kernels.convolution.spec import Geometry
 from fastdgl_kernels.resampling.kernel import Tail
 from numerics import assert_close, normal
 

@@ -159,7 +159,7 @@ def test_pytorch_convolves_what_a_kernel_that_is_rejected_would(launches, keywor
 def test_a_rejected_gradient_of_a_weight_is_pytorchs(launches):
     """The forward's kernel has run: its backward finds its own rejected."""
     from fastdgl_kernels.convolution import kernel
-    from fastdgl_kernels.convolution.algebra import Geometry
+    from fastdgl_kernels.convolution.spec import Geometry
 
     same = Geometry((3, 3), padding=(1, 1), own=True)
     x, dy = halves((1, 64, 8, 16), (1, 64, 8, 16))

@@ -2,7 +2,8 @@ import pytest
 import torch
 from fastdgl_kernels import bias_act, conv2d_resample, modulated_conv2d, modulated_conv2d_bias_act, setup_filter
 from fastdgl_kernels.convolution import algebra as convolution_algebra
-from fastdgl_kernels.convolution.algebra import Conv, Geometry, WeightGrad
+from fastdgl_kernels.convolution.bilinear import Conv, WeightGrad
+from fastdgl_kernels.convolution.spec import Geometry
 from fastdgl_kernels.modulation import algebra, epilogue
 from numerics import (
     assert_as_accurate,

@@ -21,7 +21,8 @@ from fastdgl_kernels.activation.reference import bias_act as bias_act_reference
 from fastdgl_kernels.activation.spec import Spec
 from fastdgl_kernels.convolution import backends
 from fastdgl_kernels.convolution import kernel as product
-from fastdgl_kernels.convolution.algebra import FEW_CHANNELS, Geometry
+from fastdgl_kernels.convolution.algebra import FEW_CHANNELS
+from fastdgl_kernels.convolution.spec import Geometry
 from fastdgl_kernels.convolution.op import whole_padding
 from fastdgl_kernels.convolution.spec import Spec as ConvolutionSpec
 from fastdgl_kernels.modulation import epilogue

@@ -1,9 +1,4 @@
-"""Convolutions by PyTorch (cuDNN on a GPU, oneDNN on a CPU) or by kernels of our own, as two Functions closed under
-differentiation; filters around them.
-
-PyTorch differentiates its convolutions twice as well, but the second time by convolutions with kernels as large as the
-image. Here every derivative of every order is one of three: a convolution, a transposed one, a weight gradient.
-"""
+"""Resampling convolutions as plans: filters, a convolution of `bilinear`, filters; each closed under differentiation."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -11,129 +6,15 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from .._dispatch import within
 from .._fallback import failure
-from .._layout import dense, dense_like
-from .._operators import without_autocast
 from .._tuning import LIMITS, Limits, limits
 from ..resampling.geometry import Padding, Pair, Resample
 from ..resampling.op import filter_size, upfirdn2d
 from ..resampling.reference import split_padding
-from .reference import rest_of_padding, transposable
-from .spec import Spec
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a convolution is besides its numbers. Pairs are (y, x), as PyTorch's convolutions have them.
-
-    Args:
-        kernel: Height and width.
-        stride: Of both axes.
-        padding: Zeros on either side; of a transposed convolution, what is cropped.
-        transposed: Whether this is the map from the output of the convolution to its input.
-        output_padding: Of a transposed convolution: rows and columns at the end that no output has seen.
-        groups: Of channels.
-        own: Whether kernels of our own compute it, and not PyTorch; see `owned`.
-    """
-
-    kernel: Pair
-    stride: int = 1
-    padding: Pair = (0, 0)
-    transposed: bool = False
-    output_padding: Pair = (0, 0)
-    groups: int = 1
-    own: bool = False
-
-    def output_size(self, size: Pair) -> Pair:
-        """Height and width of what comes of an image of `size`."""
-        return tuple(
-            (n - 1) * self.stride - 2 * p + k + o if self.transposed else (n + 2 * p - k) // self.stride + 1
-            for n, k, p, o in zip(size, self.kernel, self.padding, self.output_padding)
-        )
-
-    def adjoint(self, size: Pair) -> "Geometry":
-        """The transposed map, of the same weight, which takes an output's gradient to its input's, of `size`."""
-        if self.transposed:
-            return replace(self, transposed=False, output_padding=(0, 0))
-        backwards = replace(self, transposed=True)
-        reached = backwards.output_size(self.output_size(size))
-        return replace(backwards, output_padding=(size[0] - reached[0], size[1] - reached[1]))
-
-    def again(self) -> "Geometry":
-        """For a derivative that is to be differentiated itself: PyTorch's, in any case."""
-        return replace(self, own=self.own and not torch.is_grad_enabled())
-
-
-class Conv(Function):
-    """y = w * x, or the transposed map, from O channels to I; bilinear. The weight is `[O, I / groups, h, w]`."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.geometry = geometry
-        return convolve(x, w, geometry)
-
-    @staticmethod
-    def backward(ctx, dy: Tensor):
-        (x, w), geometry = ctx.saved_tensors, ctx.geometry.again()
-        dx = Conv.apply(dy, w, geometry.adjoint(x.shape[2:])) if ctx.needs_input_grad[0] else None
-        dw = WeightGrad.apply(x, dy, geometry) if ctx.needs_input_grad[1] else None
-        return dx, dw, None
-
-
-class WeightGrad(Function):
-    """The gradient of w, from x and the gradient of y; bilinear too."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, dy: Tensor, geometry: Geometry) -> Tensor:
-        ctx.save_for_backward(x, dy)
-        ctx.geometry = geometry
-        return weight_gradient(x, dy, geometry)
-
-    @staticmethod
-    def backward(ctx, ddw: Tensor):
-        (x, dy), geometry = ctx.saved_tensors, ctx.geometry.again()
-        dx = Conv.apply(dy, ddw, geometry.adjoint(x.shape[2:])) if ctx.needs_input_grad[0] else None
-        ddy = Conv.apply(x, ddw, geometry) if ctx.needs_input_grad[1] else None
-        return dx, ddy, None
-
-
-def convolve(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-    """The map itself."""
-    x = dense(x)
-    w = dense_like(w, x)
-    if geometry.own:
-        from . import kernel
-
-        return kernel.convolve(x, w, geometry)
-    with without_autocast(x.device):
-        if geometry.transposed:
-            return F.conv_transpose2d(
-                x, w, None, geometry.stride, geometry.padding, geometry.output_padding, geometry.groups
-            )
-        return F.conv2d(x, w, None, geometry.stride, geometry.padding, groups=geometry.groups)
-
-
-def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry) -> Tensor:
-    """`[O, I / groups, h, w]`."""
-    # seen from the weight, a transposed convolution is a convolution of dy whose output has the gradient x
-    if geometry.transposed:
-        x, dy = dy, x
-    x = dense(x)
-    dy = dense_like(dy, x)
-    if geometry.own:
-        from . import kernel
-
-        return kernel.weight_gradient(x, dy, geometry).to(x.dtype)
-    like = x.new_empty(1).expand(dy.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
-    stride, padding = [geometry.stride] * 2, list(geometry.padding)
-    with without_autocast(x.device):
-        return torch.ops.aten.convolution_backward(
-            dy, x, like, None, stride, padding, [1, 1], False, [0, 0], geometry.groups, [False, True, False]
-        )[1]
+from .bilinear import Conv, WeightGrad, transposable
+from .spec import Geometry, Spec, rest_of_padding
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,23 @@ from torch import Tensor
 
 from ..resampling.formulas import ended
 from ..resampling.tail import Tail
-from . import algebra
+from . import bilinear
+from .spec import Geometry
 
 
-def convolve(x: Tensor, w: Tensor, geometry: "algebra.Geometry", tail: Tail = Tail(), blocks=None, strip=None) -> Tensor:
+def convolve(x: Tensor, w: Tensor, geometry: Geometry, tail: Tail = Tail(), blocks=None, strip=None) -> Tensor:
     """clamp(gain * lrelu(d * conv(x, w) + noise + b)), or the transposed convolution; see the function of the kernel."""
     geometry = replace(geometry, own=False)
     if w.ndim == 5:
-        y = torch.cat([algebra.convolve(x[n : n + 1], w[n], geometry) for n in range(len(x))])
+        y = torch.cat([bilinear.convolve(x[n : n + 1], w[n], geometry) for n in range(len(x))])
     else:
-        y = algebra.convolve(x, w, geometry)
+        y = bilinear.convolve(x, w, geometry)
     if tail != Tail():
         y = ended(y.float(), tail).to(x.dtype)
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def weight_gradient(x: Tensor, dy: Tensor, geometry: "algebra.Geometry", blocks=None) -> Tensor:
+def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry, blocks=None) -> Tensor:
     """The gradient of w, in fp32, channels last."""
-    dw = algebra.weight_gradient(x, dy, replace(geometry, own=False))
+    dw = bilinear.weight_gradient(x, dy, replace(geometry, own=False))
     return dw.float().contiguous(memory_format=torch.channels_last)

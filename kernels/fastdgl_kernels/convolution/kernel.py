@@ -34,7 +34,7 @@ from ..activation.kernel import ended
 from ..resampling.geometry import Pair
 from ..resampling.tail import Tail
 from . import formulas
-from .algebra import Geometry
+from .spec import Geometry
 
 
 @triton.jit

@@ -1,11 +1,15 @@
-"""conv2d_resample in plain PyTorch. Arguments are checked at the public door, not here."""
+"""conv2d_resample in plain PyTorch. Arguments are checked at the public door, not here.
+
+Its convolution is a Function: PyTorch's second derivative of one convolves by kernels as large as the image (`bilinear`).
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..resampling.geometry import Padding, Pair, Resample
+from ..resampling.geometry import Padding, Resample
 from ..resampling.reference import split_padding, upfirdn2d
-from .spec import Spec
+from .bilinear import conv, transposable
+from .spec import Geometry, Spec, rest_of_padding
 
 
 def conv2d_resample(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec) -> Tensor:
@@ -37,13 +41,6 @@ def _conv_then_up(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec) -> Tensor:
     return upfirdn2d(x, f, Resample(padding=rest, flip_filter=flip_filter, gain=up**2))
 
 
-def rest_of_padding(padding: Padding, kernel: Pair, up: int) -> Padding:
-    """What is left to pad after a transposed convolution of a `kernel` (h, w): that pads the upsampled image too."""
-    (x0, x1, y0, y1), (kh, kw) = padding, kernel
-    # by k - 1 before, and by k - up after
-    return x0 - kw + 1, x1 - kw + up, y0 - kh + 1, y1 - kh + up
-
-
 def _conv(
     x: Tensor, w: Tensor, groups: int, flip_weight: bool, stride: int = 1, padding: Padding = (0, 0, 0, 0)
 ) -> Tensor:
@@ -51,18 +48,11 @@ def _conv(
         w = w.flip([2, 3])
     inside, rest = split_padding(padding)
     x = F.pad(x, rest) if any(rest) else x
-    return F.conv2d(x, w, stride=stride, padding=inside[::-1], groups=groups)
+    return conv(x, w, Geometry(tuple(w.shape[2:]), stride, inside[::-1], groups=groups, dense=False))
 
 
 def _transposed_conv(x: Tensor, w: Tensor, up: int, groups: int, flip_weight: bool) -> Tensor:
     """Zero insertion and convolution in one, uncropped."""
     if flip_weight:
         w = w.flip([2, 3])
-    return F.conv_transpose2d(x, transposable(w, groups), stride=up, groups=groups)
-
-
-def transposable(w: Tensor, groups: int) -> Tensor:
-    """`[O, I / groups, h, w]` as PyTorch's transposed convolutions take it, `[I, O / groups, h, w]`."""
-    # whoever traces may take the sizes of images for unknown, not these
-    O, I, kh, kw = map(int, w.shape)
-    return w.reshape(groups, O // groups, I, kh, kw).transpose(1, 2).reshape(groups * I, O // groups, kh, kw)
+    return conv(x, transposable(w, groups), Geometry(tuple(w.shape[2:]), up, transposed=True, groups=groups, dense=False))
