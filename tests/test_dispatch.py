@@ -1,3 +1,4 @@
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -15,8 +16,8 @@ from fastdgl_kernels import (
     setup_filter,
     upfirdn2d,
 )
-from fastdgl_kernels._dispatch import dispatch, within
-from fastdgl_kernels.convolution import backends
+from fastdgl_kernels._dispatch import asked, dispatch, within
+from fastdgl_kernels.convolution import algebra, backends
 
 X = torch.zeros(1, 2, 4, 4)
 
@@ -88,13 +89,28 @@ def test_whether_kernels_are_in_force(interpreted, name, in_force):
         assert kernels_in_force(torch.device("cpu")) is in_force
 
 
-def test_inside_an_operator_that_runs_as_kernels_they_need_no_second_confirmation(monkeypatch):
+def test_inside_an_operator_that_was_asked_for_kernels_need_no_confirmation(monkeypatch):
     monkeypatch.setattr(_dispatch, "why_not_triton", lambda device: None)
     monkeypatch.setattr(_dispatch, "architecture", lambda device: "sm_90")
     on_a_gpu = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
-    assert dispatch(on_a_gpu, within(on_a_gpu), triton=fast, reference=slow) is fast
-    assert dispatch(on_a_gpu, None, triton=fast, reference=slow) is slow
-    assert dispatch(X, within(X), triton=fast, reference=slow) is slow
+    for impl, inner in [("triton", fast), ("cudnn", fast), ("fastest", fast), ("auto", slow), ("cuda", slow), (None, slow)]:
+        assert dispatch(on_a_gpu, within(on_a_gpu, asked(impl)), triton=fast, reference=slow) is inner
+        assert dispatch(X, within(X, asked(impl)), triton=fast, reference=slow) is slow
+    with implementation("fastest"):
+        assert asked(None) == "fastest"
+    monkeypatch.setenv("FASTDGL_IMPL", "triton")
+    assert asked(None) == "fastest"
+
+
+@pytest.mark.parametrize("name, asked", [("auto", "auto"), ("fastest", "fastest")])
+def test_operators_inside_of_others_are_chosen_as_these_were(monkeypatch, name, asked):
+    inner = []
+    monkeypatch.setattr(algebra, "within", lambda x, asked: inner.append(asked) or "reference")
+    monkeypatch.setattr(_dispatch, "why_not", lambda name, x: None)
+    monkeypatch.setattr(_dispatch, "why_not_by_itself", lambda name, x: "" if name == "triton" else None)
+    with implementation(name):
+        conv2d_resample(X, torch.randn(2, 2, 3, 3), setup_filter([1, 3, 3, 1]), down=2, padding=1)
+    assert inner == [asked]
 
 
 def test_the_spellings_of_other_codebases_are_understood(able):
@@ -185,9 +201,23 @@ def test_says_which_dtypes_the_kernels_take(interpreted):
 
 
 def test_says_that_triton_is_not_installed(interpreted, monkeypatch):
-    monkeypatch.setattr(_dispatch, "_installed", lambda: False)
+    monkeypatch.setattr(_dispatch, "_installed", lambda: None)
     with pytest.raises(RuntimeError, match="cannot run bias_act on x of shape .*: triton is not installed"):
         bias_act(X, impl="triton")
+    assert bias_act(X).shape == X.shape
+
+
+def test_says_that_triton_is_too_old(interpreted, monkeypatch, tmp_path):
+    # one that cannot be imported either
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text('__version__ = "3.5.1"\nraise RuntimeError("old")\n')
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(_dispatch, "_installed", _dispatch._installed.__wrapped__)
+    said = "triton is 3.5, the kernels need 3.6 or newer"
+    with pytest.raises(RuntimeError, match=f"cannot run bias_act on x of shape .*: {said}$"):
+        bias_act(X, impl="triton")
+    assert f"  triton: {said}" in explain(bias_act, X)
     assert bias_act(X).shape == X.shape
 
 

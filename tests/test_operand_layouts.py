@@ -23,9 +23,9 @@ OPERATORS = {
     "bias_act swish": (bias_act, dict(x=(N, C, H, W), b=(C,)), dict(act="swish")),
     "bias_act along rows": (bias_act, dict(x=(N, C, H, W), b=(H,)), dict(dim=2, act="tanh")),
     "bias_act linear": (bias_act, dict(x=(N, C), b=(C,)), dict(gain=2.0)),
-    "upfirdn2d": (upfirdn2d, dict(x=(N, C, H, W), f=(4, 4)), dict(up=2, padding=2)),
-    "upfirdn2d 1-D": (upfirdn2d, dict(x=(N, C, H, W), f=(4,)), dict(padding=2)),
-    "filtered_lrelu": (filtered_lrelu, dict(x=(1, 2, H, W), fu=(4,), fd=(4, 4), b=(2,)), dict(up=2, down=2, padding=3)),
+    "upfirdn2d": (upfirdn2d, dict(x=(N, 1, H, 2), f=(2, 3)), dict(up=2, padding=2)),
+    "upfirdn2d 1-D": (upfirdn2d, dict(x=(N, 2, H, W), f=(4,)), dict(padding=2)),
+    "filtered_lrelu": (filtered_lrelu, dict(x=(N, 1, 2, 2), fu=(3,), fd=(2, 2), b=(1,)), dict(up=2, down=2, padding=1)),
     "conv2d_resample": (conv2d_resample, dict(x=(N, C, H, W), w=(C, C, 3, 3), f=(4, 4)), dict(down=2, padding=1)),
     "modulated_conv2d": (modulated_conv2d, LAYER, dict(padding=1)),
     "modulated_conv2d_bias_act up": (
@@ -104,8 +104,9 @@ def derivatives(operator, tensors, numbers, impl, layout):
     dy = normal(*y.shape, seed=7).to(y).requires_grad_()
     first = torch.autograd.grad(y, leaves, laid_out(layout, dy), create_graph=True)
     onward = [laid_out(layout, normal(*g.shape, seed=8 + i).to(g)) for i, g in enumerate(first)]
-    second = torch.autograd.grad(first, [*leaves, dy], onward, allow_unused=True)
-    return [y, *first, *(torch.zeros([], device=y.device) if g is None else g for g in second)]
+    leaves = [*leaves, dy]
+    second = torch.autograd.grad(first, leaves, onward, allow_unused=True)
+    return [y, *first, *(torch.zeros_like(t) if g is None else g for g, t in zip(second, leaves))]
 
 
 def made(shapes, batch=N):
@@ -113,8 +114,19 @@ def made(shapes, batch=N):
     return {name: normal(*s, seed=i, dtype=torch.float32).to(DEVICE) for i, (name, s) in enumerate(shapes.items())}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("operator, shapes, numbers", OPERATORS.values(), ids=OPERATORS)
+# the interpreter takes seconds for these: of a kind of layout they get one, unless slow tests run as well
+EXPENSIVE = ("filtered", "modulated", "to_rgb", "scale")
+FEW = (strided, expanded, negated)
+
+
+def every_case():
+    for name, case in OPERATORS.items():
+        for layout in LAYOUTS:
+            slow = [pytest.mark.slow] if name.startswith(EXPENSIVE) and layout not in FEW else []
+            yield pytest.param(*case, layout, marks=slow, id=f"{name}-{layout.__name__}")
+
+
+@pytest.mark.parametrize("operator, shapes, numbers, layout", every_case())
 def test_kernels_read_every_layout(triton, operator, shapes, numbers, layout):
     tensors = made(shapes)
     got = derivatives(operator, tensors, numbers, "triton", layout)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,9 @@ CONFIRMED: frozenset[str] = frozenset()
 
 # of GPUs that are not NVIDIA's, the architectures ("gfx942") that a certification has opened; others run PyTorch
 OPENED: frozenset[str] = frozenset()
+
+# the kernels launch by what Triton has had since
+OLDEST_TRITON = (3, 6)
 
 # what NVIDIA's operators call them
 SPELLINGS = {"cuda": "auto", "ref": "reference"}
@@ -118,12 +122,23 @@ def explain(operator: Callable, *arguments, **keywords) -> str:
     return f"{getattr(operator, '__name__', operator)} has one implementation and no choice to explain"
 
 
-def within(x: Tensor) -> str:
-    """The `impl` of an operator inside of another one, which runs as kernels on `x`: kernels too, confirmed or not.
+def asked(impl: str | None) -> str:
+    """Return what an operator asks for inside of itself: "auto" where "auto" chose it, else "fastest".
 
-    Where they are interpreted, it is the reference, which is not slow.
+    The operator asks when it is called, and passes the answer on: backward runs on threads of its own.
     """
-    return "fastest" if x.is_cuda else "auto"
+    return "auto" if _wanted(impl)[0] == "auto" else "fastest"
+
+
+def within(x: Tensor, asked: str) -> str:
+    """Return the `impl` of an operator inside of another one that runs as kernels on `x`.
+
+    Where kernels are interpreted, it is the reference, which is not slow.
+
+    Args:
+        asked: By the outer operator, see `asked`.
+    """
+    return asked if x.is_cuda else "auto"
 
 
 def kernels_in_force(device: torch.device) -> bool:
@@ -157,8 +172,11 @@ def why_not_by_itself(name: str, x: Tensor) -> str | None:
 
 def why_not_triton(device: torch.device) -> str | None:
     """The reason no Triton kernel can run on the device, or None if one can."""
-    if not _installed():
+    version = _installed()
+    if version is None:
         return "triton is not installed"
+    if version < OLDEST_TRITON:
+        return f"triton is {_spelled(version)}, the kernels need {_spelled(OLDEST_TRITON)} or newer"
     if device.type == "cuda":
         return _why_not_gpu(device)
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
@@ -182,8 +200,23 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 @cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _installed() -> tuple[int, ...] | None:
+    """Return the version of Triton, read off its source: importing an old one may fail. None where there is none."""
+    try:
+        spec = importlib.util.find_spec("triton")
+    except ValueError:
+        # a module without a spec stands in for it
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    with open(spec.origin, encoding="utf-8", errors="replace") as file:
+        version = re.search(r"""^__version__\s*=\s*["'](\d+)\.(\d+)""", file.read(), re.MULTILINE)
+    # of a build that does not say, the kernels are what fails
+    return tuple(map(int, version.groups())) if version else OLDEST_TRITON
+
+
+def _spelled(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 class _Explanation(Exception):

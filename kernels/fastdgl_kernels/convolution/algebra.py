@@ -1,7 +1,7 @@
 """Resampling convolutions as plans: filters, a convolution of `bilinear`, filters; each closed under differentiation."""
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -22,28 +22,33 @@ class Plan:
     """A resampling convolution in the order that is least work: filters, the convolution at the smaller size, filters.
 
     A linear map of images, and of the weight. All its parts can be differentiated any number of times.
+
+    Args:
+        asked: What the filters are asked to run as, see `_dispatch.asked`.
     """
 
     before: tuple[Resample, ...]
     conv: Geometry
     after: tuple[Resample, ...]
+    asked: str = "auto"
 
     def run(self, x: Tensor, w: Tensor, f: Tensor | None) -> Tensor:
         """The map."""
-        return filtered(Conv.apply(filtered(x, f, self.before), w, self.conv), f, self.after)
+        return filtered(Conv.apply(filtered(x, f, self.before, self.asked), w, self.conv), f, self.after, self.asked)
 
     def pulled(self, dy: Tensor, f: Tensor | None, size: Pair) -> Tensor:
         """The gradient of what the convolution made, for images of `size`, (x, y): where both gradients below start."""
-        return _unfiltered(dy, f, self.after, self.conv.output_size(self._convolved(filter_size(f), size))[::-1])
+        convolved = self.conv.output_size(self._convolved(filter_size(f), size))[::-1]
+        return _unfiltered(dy, f, self.after, convolved, self.asked)
 
     def data_gradient(self, dy: Tensor, w: Tensor, f: Tensor | None, size: Pair) -> Tensor:
         """The gradient of `x`, from what `pulled` made."""
         dx = Conv.apply(dy, w, self.conv.adjoint(self._convolved(filter_size(f), size)))
-        return _unfiltered(dx, f, self.before, size)
+        return _unfiltered(dx, f, self.before, size, self.asked)
 
     def weight_gradient(self, dy: Tensor, x: Tensor, f: Tensor | None) -> Tensor:
         """The gradient of `w`, from what `pulled` made."""
-        return WeightGrad.apply(filtered(x, f, self.before), dy, self.conv)
+        return WeightGrad.apply(filtered(x, f, self.before, self.asked), dy, self.conv)
 
     def again(self) -> "Plan":
         """For a derivative that is to be differentiated itself: PyTorch's convolutions, in any case."""
@@ -73,14 +78,16 @@ class Plan:
         padding = last[0].padding if conv.transposed else tuple(p - 1 for p in first[0].padding)
         if taps != (4, 4) or padding != (1, 1, 1, 1):
             return None
-        return Plan((), conv, self.after[1:]) if conv.transposed else Plan(self.before[:-1], conv, ())
+        if conv.transposed:
+            return replace(self, before=(), conv=conv, after=self.after[1:])
+        return replace(self, before=self.before[:-1], conv=conv, after=())
 
     def merged_weight(self, w: Tensor, f: Tensor) -> Tensor:
         """w and the filter next to the convolution in one: w'[t] = gain * sum over r of w[r] f[t - r], 6x6 taps."""
         r = self.after[0] if self.conv.transposed else self.before[-1]
         # a transposed convolution turns what comes after it
         flip_filter = r.flip_filter == self.conv.transposed
-        return upfirdn2d(w, f, padding=3, flip_filter=flip_filter, gain=r.gain, impl=within(w))
+        return upfirdn2d(w, f, padding=3, flip_filter=flip_filter, gain=r.gain, impl=within(w, self.asked))
 
     def _convolved(self, taps: Pair, size: Pair) -> Pair:
         """Height and width of what the convolution sees."""
@@ -109,7 +116,7 @@ def owned(plan: Plan, x: Tensor, w: Tensor, f: Tensor | None) -> tuple[Plan, Ten
     return own, plan.merged_weight(w, f) if own.conv.kernel != plan.conv.kernel else w
 
 
-@cache
+@lru_cache(maxsize=1024)
 def choice(
     plan: Plan, dtype: torch.dtype, shape: tuple[int, ...], weight: tuple[int, ...], taps: Pair,
     device: Limits = LIMITS[90],
@@ -146,7 +153,7 @@ def remark(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec) -> str:
     return "convolves by a kernel of its own" if reason is None else f"leaves the convolution to PyTorch: {reason}"
 
 
-def arranged(x: Tensor, w: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Plan]:
+def arranged(x: Tensor, w: Tensor, spec: Spec, asked: str = "auto") -> tuple[Tensor, Tensor, Plan]:
     """The arguments of a resampling convolution as a plan, and x and w as it takes them."""
     if spec.up == spec.down == 1:
         # a convolution pads alike on both sides
@@ -157,7 +164,7 @@ def arranged(x: Tensor, w: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Plan]:
     transposed = spec.up > 1 and (kh, kw) != (1, 1)
     if spec.flip_weight == transposed:
         w = w.flip([2, 3])
-    return x, transposable(w, spec.groups) if transposed else w, plan((kh, kw), spec)
+    return x, transposable(w, spec.groups) if transposed else w, replace(plan((kh, kw), spec), asked=asked)
 
 
 def plan(kernel: Pair, spec: Spec) -> Plan:
@@ -183,16 +190,16 @@ def plan(kernel: Pair, spec: Spec) -> Plan:
     return Plan((), replace(same, padding=(padding[2], padding[0])), ())
 
 
-def filtered(x: Tensor, f: Tensor | None, filters: tuple[Resample, ...]) -> Tensor:
+def filtered(x: Tensor, f: Tensor | None, filters: tuple[Resample, ...], asked: str) -> Tensor:
     """The filters, one after another."""
     for r in filters:
-        x = upfirdn2d(x, f, r.up, r.down, r.padding, r.flip_filter, r.gain, impl=within(x))
+        x = upfirdn2d(x, f, r.up, r.down, r.padding, r.flip_filter, r.gain, impl=within(x, asked))
     return x
 
 
-def _unfiltered(dy: Tensor, f: Tensor | None, filters: tuple[Resample, ...], size: Pair) -> Tensor:
+def _unfiltered(dy: Tensor, f: Tensor | None, filters: tuple[Resample, ...], size: Pair, asked: str) -> Tensor:
     """The transposed map of `filtered` for images of `size`, (x, y)."""
     taps, sizes = filter_size(f), [size]
     for r in filters[:-1]:
         sizes.append(r.output_size(sizes[-1], taps))
-    return filtered(dy, f, tuple(r.adjoint(size, taps) for r, size in zip(filters[::-1], sizes[::-1])))
+    return filtered(dy, f, tuple(r.adjoint(size, taps) for r, size in zip(filters[::-1], sizes[::-1])), asked)

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from .._dispatch import dispatch
+from .._dispatch import asked, dispatch
 from .._operators import door
 from ..resampling import geometry
 from ..resampling.geometry import Padding, Pair, parse_padding, parse_scaling
@@ -61,20 +61,23 @@ def conv2d_resample(
     check_output(x, w, f, up, down, padding)
     padding = whole_padding(filter_size(f), up, down, padding)
     spec = Spec(up, down, padding, groups, bool(flip_weight), bool(flip_filter))
+    run_as = partial(_conv2d_resample, asked=asked(impl))
     run = dispatch(
         x,
         impl,
         {"triton": partial(remark, x, w, f, spec)},
         partial(backends.preference, backends.kind(w, spec), x, len(w)),
-        cudnn=_conv2d_resample,
-        triton=partial(_conv2d_resample, own=True),
+        cudnn=run_as,
+        triton=partial(run_as, own=True),
         reference=reference.conv2d_resample,
     )
     return run(x, w, f, spec)
 
 
-def _conv2d_resample(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec, *, own: bool = False) -> Tensor:
-    x, w, plan = arranged(x, w, spec)
+def _conv2d_resample(
+    x: Tensor, w: Tensor, f: Tensor | None, spec: Spec, *, asked: str, own: bool = False
+) -> Tensor:
+    x, w, plan = arranged(x, w, spec, asked)
     if own:
         plan, w = owned(plan, x, w, f)
     return plan.run(x, w, f)

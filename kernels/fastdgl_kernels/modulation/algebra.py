@@ -67,7 +67,7 @@ def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
         from ..convolution import kernel as convolution
 
         return convolution.convolve(
-            dense(filtered(xs, f, plan.before)), dense(w), plan.conv, filters.Tail(d, noise, bias, *tail)
+            dense(filtered(xs, f, plan.before, plan.asked)), dense(w), plan.conv, filters.Tail(d, noise, bias, *tail)
         )
     if plan.after and xs.dtype != torch.float64:
         *_, last = plan.after
@@ -75,7 +75,8 @@ def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
         try:
             return filters.upfirdn2d(u, f, last, filters.Tail(d, noise, bias, *tail))
         except NotImplementedError:
-            u = upfirdn2d(u, f, last.up, last.down, last.padding, last.flip_filter, last.gain, impl=within(u))
+            impl = within(u, plan.asked)
+            u = upfirdn2d(u, f, last.up, last.down, last.padding, last.flip_filter, last.gain, impl=impl)
     else:
         u = plan.run(xs, w, f)
     return epilogue.forward(dense(u), d, noise, bias, *tail)

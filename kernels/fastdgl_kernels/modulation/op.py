@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._dispatch import dispatch, within
+from .._dispatch import asked, dispatch, within
 from .._layout import dense
 from .._operators import door, without_autocast
 from ..activation import activation_funcs, bias_act
@@ -122,6 +122,7 @@ def _modulated_conv2d(
     bias: Tensor | None = None,
     tail: Tail = Tail(),
     *,
+    asked: str,
     own: bool = False,
 ) -> Tensor:
     with without_autocast(x.device):
@@ -133,7 +134,7 @@ def _modulated_conv2d(
             return to_rgb.ToRGB.apply(x, weight, bias, tail)
         if noise is not None:
             noise = noise.reshape(1, -1) if noise.ndim == 2 else noise.flatten(1)
-        x, weight, plan = arranged(x, weight, spec)
+        x, weight, plan = arranged(x, weight, spec, asked)
         if own:
             plan, weight = owned(plan, x, weight, f)
         weight, styles = weight.to(x.dtype), styles.to(wide)
@@ -154,15 +155,16 @@ def _modulated_conv2d_bias_act(
     gain: float,
     clamp: float | None,
     *,
+    asked: str,
     own: bool = False,
 ) -> Tensor:
     layer = (x, weight, styles, noise, f, spec, demodulate)
     alpha = {"linear": 1.0, "relu": 0.0}.get(act, alpha)
     # the backward reads the slope off the sign of the output
     if activation_funcs[act].homogeneous and alpha >= 0 and gain > 0:
-        return _modulated_conv2d(*layer, bias, Tail(alpha, gain, clamp), own=own)
-    y = _modulated_conv2d(*layer, own=own)
-    return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp, impl=within(y))
+        return _modulated_conv2d(*layer, bias, Tail(alpha, gain, clamp), asked=asked, own=own)
+    y = _modulated_conv2d(*layer, asked=asked, own=own)
+    return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp, impl=within(y, asked))
 
 
 def _chosen(
@@ -178,6 +180,7 @@ def _chosen(
 ) -> Callable[..., Tensor]:
     """What computes the layer: `run`, with PyTorch's convolution or our own, or the `definition`."""
     kind = _kind(weight, noise, spec, demodulate)
+    run = partial(run, asked=asked(impl))
     of_others = partial(remark, x, weight, f, spec)
     return dispatch(
         x,
