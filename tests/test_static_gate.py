@@ -16,8 +16,8 @@ REPRESENTATIVE = (
     r"|to_rgb weight gradient 128@256 N=32|scale_shift_act gradient 192@64 N=32 up"
     r"|conv data gradient 64@512|conv weight gradient 512@64|conv up 256@128>128@256 N=32|conv and filter up) .*sm_90$"
     r"|^(epilogue 512@16 N=32 fp32|conv data gradient 64@512|conv weight gradient 64@512) .*sm_80$"
-    r"|^(conv weight gradient 64@512 N=8 sm_(86|100|120)|conv 64@512 N=8 sm_(89|120)|conv and filter up .*sm_86)$"
-    r"|^(bias_act gradient lrelu 128@256 N=32 sm_(75|89)|epilogue 128@256 N=32 sm_(86|120)|to_rgb 128@256 N=32 sm_100)$"
+    r"|^(conv weight gradient 64@512 N=8 sm_(86|100|120)|conv 64@512 N=8 sm_89)$"
+    r"|^(bias_act gradient lrelu 128@256 N=32 sm_75|epilogue 128@256 N=32 sm_120)$"
 )
 
 SPILLING = '''

@@ -508,7 +508,7 @@ class Split:
         return _buffers(self.BO + self.BI, self.BN * self.BH * self.BW, self.num_stages, device)
 
 
-# programs that the registers of a multiprocessor hold, by the size of their tiles; where operands are in registers, fewer
+# programs that the registers of a multiprocessor hold, by the size of their tiles (bench/static)
 PROGRAMS = {128 * 128: 2, 128 * 64: 3, 64 * 64: 4}
 
 # the most workspaces of a weight gradient
@@ -531,7 +531,8 @@ def split(
         cut = _cut(N, H, W, BO, BI, pixels)
     boxes = triton.cdiv(N, cut.BN) * (H // cut.BH) * (W // cut.BW)
     tiles = taps * (O // BO) * (I // BI)
-    programs = PROGRAMS.get(BO * BI, 4) - (not device.reads_shared)
+    # the largest, with its operands in registers too, fills them
+    programs = PROGRAMS.get(BO * BI, 4) if device.reads_shared or BO * BI < 128 * 128 else 1
     programs = max(1, min(programs, device.shared_per_multiprocessor // (cut.shared(device) + 1024)))
     slots = device.multiprocessors * programs
 
