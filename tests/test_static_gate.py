@@ -128,6 +128,7 @@ def test_each_fault_is_called_by_its_name(change, words):
     (120, 36, dict(copies=0, loop_ldsm=24), None),
     (120, 36, dict(copies=0, accelerated=0), "no load by the tensor memory accelerator"),
     (100, 36, dict(copies=0), None),
+    (100, 36, dict(stack=8, spills=2), "2 loads and stores of spilled registers"),
     (100, 36, dict(copies=0, loop_ldsm=1), "1 LDSM"),
 ], ids=str)  # fmt: skip
 def test_each_architecture_is_asked_for_what_it_has(arch, trips, change, words):

@@ -2,6 +2,7 @@
 
     python -m bench.static                       all that the table has
     python -m bench.static --changed             those only whose kernel, tile or compiler is not that of the table
+    python -m bench.static --missing             those only that the table has not
     python -m bench.static --everywhere          every case for every architecture: hours
     python -m bench.static --only 'conv .*90'    some, nothing written
     python -m bench.static --accept              what is worse than before, or wrong, is what to compare with from now on
@@ -36,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.static", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", metavar="REGEX", help="cases whose name and architecture match; nothing is written")
     parser.add_argument("--changed", action="store_true", help="compile only what differs from the table's")
+    parser.add_argument("--missing", action="store_true", help="compile only what the table has not")
     parser.add_argument("--everywhere", action="store_true", help="compile every case for every architecture")
     parser.add_argument("--accept", action="store_true", help="keep what is wrong, too, to compare the next run with")
     arguments = parser.parse_args()
@@ -49,7 +51,8 @@ def main() -> int:
             continue
         found += 1
         before = recorded.get(case.key)
-        if arguments.changed and before and before.get("fingerprint") == case.fingerprint:
+        same = arguments.missing or arguments.changed and before and before.get("fingerprint") == case.fingerprint
+        if before and same:
             rows[case.key] = before | {"wrong": []}
             continue
         rows[case.key] = table.row(case, before)

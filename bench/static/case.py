@@ -31,6 +31,7 @@ class Case:
         shared: The most bytes of shared memory that the rule which chose the tile counts with; 0 where there is none.
         wide: Accesses of 16 bytes that a thread has to have at least, which are those of images; 0 where images
             cannot be accessed so, as those of 3 channels.
+        stack: Bytes of stack that are known; the excuse says why.
         excuse: Why the kernel may be predicted to miss its roofline; empty if it may not.
         budget: Factor by which it may miss it.
     """
@@ -50,6 +51,7 @@ class Case:
     copies: int = 0
     shared: int = 0
     wide: int = 1
+    stack: int = 0
     excuse: str = ""
     budget: float = 1.15
     options: Mapping[str, object] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Case:
         """A hash of all that decides what the compiler makes of the case, and of what it is compared with."""
         launch = self.signature, self.constexprs, self.arch, self.num_warps, self.num_stages, self.divisible, self.options
         judged = self.programs, self.bytes, self.flops, self.trips, self.copies, self.shared, self.wide, self.excuse, self.budget
+        judged += (self.stack,) if self.stack else ()
         text = "\n".join([triton.__version__, repr(launch), repr(judged), *_sources(self.kernel, {})])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -17,7 +17,7 @@ def violations(case: Case, facts: Facts, recorded: dict | None = None) -> list[s
         recorded: Its facts when they were last found good, by the same compiler; None to compare with nothing.
     """
     found = [
-        *_spills(facts),
+        *_spills(case, facts),
         *_memory(case, facts),
         *(_matrix(case, facts) if case.flops else []),
         *_prediction(case, facts),
@@ -26,10 +26,10 @@ def violations(case: Case, facts: Facts, recorded: dict | None = None) -> list[s
     return [f"{case.key}: {words}" for words in found]
 
 
-def _spills(facts: Facts):
-    if facts.stack:
+def _spills(case: Case, facts: Facts):
+    if facts.stack > case.stack:
         yield f"{facts.stack} bytes of stack"
-    if facts.spills:
+    if facts.spills and not case.stack:
         yield f"{facts.spills} loads and stores of spilled registers"
 
 

@@ -43,7 +43,7 @@ def line(key: str, row: dict) -> str:
     limit = LIMITS[int(key.rpartition("_")[2])].shared
     cells = {**row, "case": key, "accesses": f"{row['wide']} / {row['narrow']}", "left": limit - row["shared"]}
     # an excuse is only worth telling where it was needed
-    words = "**wrong:** " + "; ".join(row["wrong"]) if row["wrong"] else row["excuse"] if row["ratio"] > 1.15 else ""
+    words = "**wrong:** " + "; ".join(row["wrong"]) if row["wrong"] else row["excuse"] if row["ratio"] > 1.15 or row["stack"] else ""
     shown = [cells[name] for name in ("case", *COLUMNS, "predicted_us", "ratio", "bound")]
     return f"| {' | '.join(map(str, shown))} | {words} |"
 
