@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from .paths import expanded
 from .sentences import printable
 
 # what C counts in
@@ -26,9 +27,25 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 # part of a folder's name, and of a pattern that finds it again
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=100)]
 NameOrNone = Annotated[str, Field(pattern=r"^[\w.-]*$", max_length=100)]
+# `~` is the home folder, as in a shell
+PathText = Annotated[str, AfterValidator(expanded)]
 # True equals 1 in Python, and would pass for it in a choice of numbers
 NotBoolean = BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)
 
+
+
+def _is_plain_list(annotation: Any) -> bool:
+    """Whether a key holds a list of numbers or texts, or may."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(map(_is_plain_list, get_args(annotation)))
+    item = get_args(annotation)[0] if get_origin(annotation) is list else None
+    return item is not None and not (isinstance(item, type) and issubclass(item, BaseModel))
+
+
+def _entries(value: str | int) -> list[str | int]:
+    """What a list is written as in one value: `8,32` or `fid50k_full, is50k`."""
+    parts = [part.strip() for part in str(value).split(",")]
+    return [int(part) if part.isascii() and part.isdecimal() and len(part) < 19 else part for part in parts if part]
 
 
 def _all_or_a_number(value: Any) -> Any:
@@ -66,6 +83,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def read_lists(cls, data: Any) -> Any:
+        """Accept one entry in place of a list of them, and text with commas between: `metrics.names=fid50k_full,is50k`."""
+        if not isinstance(data, dict):
+            return data
+        single = {name: data[name] for name, field in cls.model_fields.items()
+                  if isinstance(data.get(name), (str, int)) and not isinstance(data[name], bool) and _is_plain_list(field.annotation)}
+        return data | {name: _entries(value) for name, value in single.items()}
+
 
 class Images(Section):
     """The training set.
@@ -79,7 +106,7 @@ class Images(Section):
     timeout: Seconds to wait for the workers before the run ends and names the files they are at; 0 waits for ever. Needs workers.
     """
 
-    path: str
+    path: PathText
     mirror: bool = False
     workers: Annotated[int, Field(ge=0)] = 2
     corrupt: Literal["stop", "skip"] = "stop"
@@ -236,7 +263,7 @@ class Teacher(Section):
     mode: `frozen` never changes it; `updated` trains it against the student with D's own loss.
     """
 
-    checkpoint: str
+    checkpoint: PathText
     mode: Literal["frozen", "updated"] = "frozen"
 
 
@@ -287,7 +314,7 @@ class Features(Section):
     images, generators: The terms, of which at least one is given.
     """
 
-    checkpoint: str
+    checkpoint: PathText
     images: ImageFeatures | None = None
     generators: GeneratorFeatures | None = None
 
@@ -489,12 +516,12 @@ class Metrics(Section):
     """
 
     names: list[MetricName] = []
-    detector: str | None = None
+    detector: PathText | None = None
     sha256: str | None = None
     every: PositiveInt = 1
     fakes: PositiveInt = 50000
     batch: PositiveInt = 64
-    cache: str | None = None
+    cache: PathText | None = None
     keep_best: BestBy | None = None
 
     @model_validator(mode="after")
@@ -568,10 +595,10 @@ class Config(Section):
     stage: NameOrNone = ""
     # numpy takes no larger one
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    outdir: str = "runs"
+    outdir: PathText = "runs"
     images: Images
     model: StyleGAN2 | BigGAN
-    start: str | None = None
+    start: PathText | None = None
     keep_optimizer: bool = False
     guidance: Guidance = Guidance()
     loss: StyleGAN2Loss | BigGANLoss
@@ -580,6 +607,9 @@ class Config(Section):
     metrics: Metrics = Metrics()
     engine: Engine = Engine()
 
+    # gamma of R1, None where there is no R1, and a line that says so
+    effective_r1_gamma: ClassVar[float | None]
+    r1_in_words: ClassVar[str]
     # what may help a run that has diverged, besides a lower learning rate
     remedies: ClassVar[str]
     # what may be done where the images have no labels, besides giving them some
@@ -675,6 +705,21 @@ class StyleGAN2Config(Config):
             return self.loss.r1_gamma
         return 0.0002 * self.model.resolution**2 / self.train.batch
 
+    @property
+    def effective_r1_gamma(self) -> float | None:
+        """gamma of the R1 steps, in whatever way it was given; None where there are none."""
+        return self.r1_gamma if self.loss.r1_interval else None
+
+    @property
+    def r1_in_words(self) -> str:
+        """A line that says which gamma is in force, and where from."""
+        if self.effective_r1_gamma is None:
+            return "  R1        none (loss.r1_interval=0)\n"
+        if self.loss.r1_gamma is not None:
+            return f"  R1        gamma {self.r1_gamma:g} (loss.r1_gamma)\n"
+        return (f"  R1        gamma {self.r1_gamma:.4g}, from 0.0002 * {self.model.resolution}^2 / batch {self.train.batch}: a smaller train.batch raises it; "
+                f"loss.r1_gamma={self.r1_gamma:.4g} fixes it\n")
+
     def check_world_size(self, world_size: int) -> None:
         """As every family's, and path length's smaller batch too."""
         super().check_world_size(world_size)
@@ -686,6 +731,9 @@ class StyleGAN2Config(Config):
 
 class BigGANConfig(Config):
     """A run of BigGAN."""
+
+    effective_r1_gamma: ClassVar[None] = None
+    r1_in_words: ClassVar[str] = ""
 
     model: BigGAN
     loss: BigGANLoss = BigGANLoss()
@@ -884,22 +932,30 @@ def _set(data: dict[str, Any], key: Sequence[str], value: Any) -> None:
     here: Any = data
     for i, name in enumerate(sections):
         if isinstance(here, list):
-            here = here[_index(here, name, key)]
+            index = _index(here, name, key)
+            here[index:index + 1] = here[index:index + 1] or [{}]
+            here = here[index]
         else:
             if here.get(name) is None:
-                here[name] = {}
+                # a position in a list that the file does not have yet, as of the first teacher
+                here[name] = [] if _is_position(key[i + 1]) else {}
             here = here[name]
         if not isinstance(here, (dict, list)):
             raise ConfigError(f"{'.'.join(key)}: {'.'.join(key[:i + 1])} is {_said(here)}, not a section")
     if isinstance(here, list):
-        here[_index(here, last, key)] = value
+        index = _index(here, last, key)
+        here[index:index + 1] = [value]
     else:
         here[last] = value
 
 
+def _is_position(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) < 5
+
+
 def _index(items: list, name: str, key: Sequence[str]) -> int:
-    # of more digits than the length has, it is no position, and perhaps no number for Python either
-    if not name.isdecimal() or len(name) > len(str(len(items))) or int(name) >= len(items):
+    """Return a position in a list, or the one behind its end, where an entry is added."""
+    if not _is_position(name) or int(name) > len(items):
         raise ConfigError(f"{'.'.join(key)}: {name!r} is no position in a list of {len(items)}")
     return int(name)
 
@@ -958,11 +1014,41 @@ def _sentence(error: ValidationError, family: str) -> str:
     what = found["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if what.startswith(("greater", "less")):
         what = f"a number {what}"
-    return f"{key}: expected {WORDS.get(what, what)}, got {_said(given)}"
+    remedy = f"; write {'true' if given else 'false'}" if kind == "bool_type" and type(given) is int and given in (0, 1) else ""
+    return f"{key}: expected {WORDS.get(what, what)}, got {_said(given)}{remedy}"
 
 
 # pydantic's words for what it expects, where plainer ones exist
 WORDS = {"boolean": "true or false", "list": "a list", "string": "text"}
+
+
+# what other programs call a key, in lower case with `_` between
+OTHER_NAMES = {
+    "gamma": ["loss.r1_gamma"], "r1": ["loss.r1_gamma"], "data": ["images.path"], "dataset": ["images.path"], "cond": ["model.conditional"],
+    "snap": ["train.snapshot_ticks"], "tick": ["train.tick_kimg"], "resume": ["start"], "resume_pkl": ["start"], "ckpt": ["start"], "pretrained": ["start"],
+    "batch_size": ["train.batch"], "batch_gpu": ["train.accumulate_generator", "train.accumulate_discriminator"], "epochs": ["train.kimg"],
+    "num_epochs": ["train.kimg"], "iter": ["train.kimg"], "iterations": ["train.kimg"], "steps": ["train.kimg"], "size": ["model.resolution"],
+    "cbase": ["model.channel_base"], "cmax": ["model.channel_max"], "channel_multiplier": ["model.channel_base"], "map_depth": ["model.mapping_layers"],
+    "mbstd_group": ["model.mbstd_group"], "fp32": ["model.num_fp16_res=0"], "glr": ["optimizer.generator.lr"], "g_lr": ["optimizer.generator.lr"],
+    "dlr": ["optimizer.discriminator.lr"], "d_lr": ["optimizer.discriminator.lr"], "learning_rate": ["optimizer.generator.lr", "optimizer.discriminator.lr"],
+    "g_ch": ["model.generator_ch"], "d_ch": ["model.discriminator_ch"], "num_workers": ["images.workers"], "ema": ["train.ema_kimg"],
+    "flip": ["images.mirror"], "hflip": ["images.mirror"], "xflip": ["images.mirror"], "teacher": ["guidance.teachers.0.checkpoint"],
+    "lambda": ["guidance.weight"], "path_regularize": ["loss.path_length_weight"], "mixing": ["loss.style_mixing"],
+}
+# what other programs have and this one does not
+NOT_HERE = {
+    **dict.fromkeys(("augment", "aug", "augpipe", "augmentation", "ada", "ada_target", "diffaug", "diffaugment", "augment_p"),
+                    "this fastdgl augments images by flips alone, with images.mirror"),
+    **dict.fromkeys(("gpus", "num_gpus", "world_size", "nproc", "devices"), "the launcher says how many GPUs there are: deepspeed --num_gpus 8 fastdgl/train.py ..."),
+    **dict.fromkeys(("cfg", "preset"), "each file in configs/ is a recipe: --config configs/ffhq256.yaml"),
+}
+
+
+def keys_like(word: str, family: str = "stylegan2") -> list[str]:
+    """Return the keys that a wrong word may have been meant to be: the same in any section, or what other programs call them."""
+    word = word.lstrip("-").replace("-", "_")
+    keys = list(_all_keys(FAMILIES[family]))
+    return [key for key in keys if key.rpartition(".")[2] == word] or OTHER_NAMES.get(word.lower(), [])
 
 
 def _nearest(path: Sequence[str], family: str) -> str:
@@ -970,9 +1056,12 @@ def _nearest(path: Sequence[str], family: str) -> str:
     for other, schema in FAMILIES.items():
         if ".".join(path) in _all_keys(schema):
             return f" in model.family {family}; it is one of {other}'s"
-    elsewhere = [key for key in _all_keys(FAMILIES[family]) if key.rpartition(".")[2] == path[-1]]
+    elsewhere = keys_like(path[-1], family)
     if elsewhere:
         return f"; did you mean {' or '.join(elsewhere)}?"
+    word = path[-1].lstrip("-").replace("-", "_").lower()
+    if word in NOT_HERE:
+        return f"; {NOT_HERE[word]}"
     return did_you_mean(path[-1], _keys_at(path[:-1], FAMILIES[family]))
 
 
@@ -987,7 +1076,7 @@ def _all_keys(model: type[Section]) -> Iterator[str]:
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """The end of a sentence that refuses `word`: the nearest that is known, or all of them."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]}?"
     return f"; expected one of {', '.join(known)}" if known else ""

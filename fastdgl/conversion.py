@@ -6,11 +6,12 @@ import click
 
 from . import interop
 from .checkpoints import CheckpointError, open_snapshot, write_snapshot
+from .paths import UserPath, why_not_writable
 
 
 @click.command("convert")
 @click.argument("source")
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", type=UserPath())
 def convert_command(source: str, destination: Path) -> None:
     """Networks of another codebase to a snapshot, or a snapshot to those.
 
@@ -41,6 +42,9 @@ def convert(source: str | Path, destination: Path) -> list[str]:
     Raises:
         CheckpointError: One is not readable, or not writable, or cannot hold the networks; nothing is left behind.
     """
+    reason = why_not_writable(destination)
+    if reason:
+        raise CheckpointError(f"{destination}: cannot be written: {reason}")
     snapshot = open_snapshot(source)
     # into the networks and out again: what is written fits
     states = {name: snapshot.network(name).state_dict() for name in snapshot.names}

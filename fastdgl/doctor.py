@@ -19,6 +19,7 @@ from fastdgl_kernels import doctor as doctor_of_kernels, kernels_in_force
 from . import __version__
 from .engines.optimizers import apex_found
 from .fidelity.download import cache_folder
+from .paths import UserPath
 
 GIB = 2**30  # bytes
 # less would be full before the first checkpoint, or the first batch
@@ -69,12 +70,27 @@ def devices() -> Iterator[Finding]:
         found = torch.cuda.get_device_properties(i)
         yield Finding(f"GPU {i}", f"{found.name}, {found.total_memory / GIB:.0f} GiB, compute capability {found.major}.{found.minor}")
     if not count:
-        problem = "torch is built for CUDA, and no GPU answers it: look at nvidia-smi and CUDA_VISIBLE_DEVICES" if torch.version.cuda else None
-        yield Finding("GPU", "none", problem)
+        yield Finding("GPU", "none", why_no_gpu())
     problem = "without Triton no kernel runs: pip install triton" if count and version("triton") is None else None
     yield Finding("triton", version("triton") or "not installed", problem)
     kernels = kernels_in_force(torch.device("cuda" if count else "cpu"))
     yield Finding("operators", "kernels, where there is one for their input" if kernels else "PyTorch's own")
+
+
+# where drivers say that there is a GPU, whatever PyTorch is built for
+NVIDIA, AMD = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version")), (Path("/dev/kfd"),)
+
+
+def why_no_gpu() -> str | None:
+    """Return what keeps PyTorch from a GPU; None where there is none to be used."""
+    if torch.version.cuda or torch.version.hip:
+        return f"torch is built for {'CUDA' if torch.version.cuda else 'ROCm'}, and no GPU answers it: look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+    for maker, build, places in (("NVIDIA", "CUDA", NVIDIA), ("AMD", "ROCm", AMD)):
+        found = next((place for place in places if place.exists()), None) or (shutil.which("nvidia-smi") if maker == "NVIDIA" else None)
+        if found:
+            return (f"torch {torch.__version__} computes on the CPU alone, and this machine has a GPU of {maker} ({found}): install the build of torch for "
+                    f"{build} that pytorch.org names for your driver, in an environment without this one")
+    return None
 
 
 def ranks() -> Iterator[Finding]:
@@ -176,10 +192,13 @@ def findings(outdir: Path) -> Iterator[Finding]:
 
 
 @click.command("doctor")
-@click.option("--outdir", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs would be kept.")
+@click.option("--outdir", type=UserPath(), default=Path("runs"), show_default=True, help="Where runs would be kept.")
 @click.option("--kernels", is_flag=True, help="Also check every kernel against PyTorch, which takes a minute or more where there is no GPU.")
 def doctor_command(outdir: Path, kernels: bool) -> None:
-    """Say what of this machine a run would use, and what would stop it; then the exit status is 1."""
+    """Check GPU, memory, disk and shared memory, and list anything that would stop a run.
+
+    The exit status is 1 where something would.
+    """
     found = list(findings(outdir))
     width = max(len(finding.name) for finding in found)
     for finding in found:

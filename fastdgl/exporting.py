@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .atomic_files import atomically
 from .checkpoints import CheckpointError, open_snapshot
+from .paths import UserPath, why_not_writable
 
 FORMATS = ("onnx", "pt2", "hub")
 # random noise would be drawn by whoever runs the file, and differently by each
@@ -39,7 +40,7 @@ class ExportError(ValueError):
               help="An ONNX file, a program that torch.export.load opens, or a folder for the Hugging Face Hub.")
 @click.option("--trunc", "truncation", type=float, help="StyleGAN2, in onnx and pt2: psi, 0 is the mean image. Default: no truncation.")
 @click.option("--noise-mode", type=click.Choice(NOISE_MODES), help="StyleGAN2, in onnx and pt2: fixed noise (the default), or none.")
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("destination", type=UserPath())
 def export_command(network: str, kind: str, truncation: float | None, noise_mode: str | None, destination: Path) -> None:
     """The averaged generator at DESTINATION, for use without fastdgl, or from the Hugging Face Hub.
 
@@ -71,6 +72,10 @@ def export(source: str | Path, destination: Path, kind: str, truncation: float |
         ExportError: The options do not go with the network or the format, a package is missing, the file would draw
             other images, or it cannot be written.
     """
+    # before minutes go into the file
+    reason = why_not_writable(destination)
+    if reason:
+        raise ExportError(f"{destination}: cannot be written: {reason}")
     snapshot = open_snapshot(source)
     options = {"--trunc": truncation, "--noise-mode": noise_mode}
     for option, value in options.items():

@@ -23,6 +23,8 @@ from .atomic_files import DiskFullError, atomically, writing
 
 GIB = 2**30  # bytes
 LOSSES_ON_THE_TICK_LINE = ("G/loss", "D/loss")
+# the first closes after one step
+TICKS_BEFORE_THE_ESTIMATE = 2
 
 # One statistic: num (how many values), mean, std.
 Statistic = dict[str, float]
@@ -182,6 +184,7 @@ class Journal:
         device: Where this rank trains; its memory is reported, sums over ranks are taken there.
         progress: Show a bar with images/s and the time left, on stderr where that is a terminal.
         elapsed: Seconds trained before a resume (`Timing/total_sec`), so that the total goes on.
+        stage: What the bar calls this run, such as `guided 3/3`.
     """
 
     def __init__(
@@ -194,6 +197,7 @@ class Journal:
         device: torch.device | str = "cpu",
         progress: bool = True,
         elapsed: float = 0.0,
+        stage: str = "",
     ) -> None:
         self.rank = rank
         self.folder = Path(folder) if folder is not None and rank == 0 else None
@@ -201,13 +205,13 @@ class Journal:
         self._scalars = self._tensorboard(start_images) if self.folder else None
         if self.folder and start_images:
             self._forget_after(start_images)
-        self._seen = start_images
+        self._seen, self._total, self._ticks = start_images, total_images, 0
         # from here, or the first tick would pay for the import of TensorBoard
         self._tick_end = time.perf_counter()
         self._start = self._tick_end - elapsed
         # disable=None: no bar where stderr is a file, it would fill it
         self._bar = tqdm(
-            total=total_images, initial=start_images, unit="img", unit_scale=True, dynamic_ncols=True,
+            desc=stage or None, total=total_images, initial=start_images, unit="img", unit_scale=True, dynamic_ncols=True,
             mininterval=1, smoothing=0.05, disable=None if progress and rank == 0 else True,
         )
 
@@ -262,8 +266,20 @@ class Journal:
         stats = self.statistics.collect()
         stats |= self._progress(seen, tick, maintenance_time, augment)
         self.message(tick_line(stats))
+        self._estimate(stats, seen)
         self._keep(stats, seen)
         return stats
+
+    def _estimate(self, stats: dict[str, Statistic], seen: int) -> None:
+        """Say how long the run will take, once a whole tick has been timed; its first tick has warmed up only."""
+        self._ticks += 1
+        hours = self._hours_left(stats["Timing/sec_per_kimg"]["mean"], seen)
+        if self._ticks == TICKS_BEFORE_THE_ESTIMATE and hours:
+            self.message(f"about {format_time(hours * 3600)} ({hours:.1f} hours) to go for {(self._total - seen) / 1000:g} kimg at "
+                         f"{stats['Timing/sec_per_kimg']['mean']:.2f} sec/kimg, snapshots and metrics not counted")
+
+    def _hours_left(self, sec_per_kimg: float, seen: int) -> float:
+        return max(self._total - seen, 0) / 1000 * sec_per_kimg / 3600
 
     def _progress(self, seen: int, tick: int, maintenance_time: float, augment: float) -> dict[str, Statistic]:
         now = time.perf_counter()
@@ -280,6 +296,7 @@ class Journal:
             "Timing/sec_per_tick": seconds,
             "Timing/sec_per_kimg": seconds / kimg if kimg else 0.0,
             "Timing/maintenance_sec": maintenance_time,
+            "Timing/hours_left": self._hours_left(seconds / kimg if kimg else 0.0, seen),
             "Resources/cpu_mem_gb": psutil.Process().memory_info().rss / GIB,
             "Resources/peak_gpu_mem_gb": allocated,
             "Resources/peak_gpu_mem_reserved_gb": reserved,
@@ -346,22 +363,34 @@ def shown_by(line: str) -> float:
 
 
 def tick_line(stats: dict[str, Statistic]) -> str:
-    """The line that people watch and scripts parse, `tick 1     kimg 20.0     time 1h 19m 08s ...`; losses come last."""
+    """The lines that people watch and scripts parse, `tick 1 kimg 20.0 time 1h 19m 08s ...`, of at most 120 columns; losses come last."""
     value = {name: stat["mean"] for name, stat in stats.items()}
     fields = [
-        f"tick {value['Progress/tick']:<5d}",
-        f"kimg {value['Progress/kimg']:<8.1f}",
-        f"time {format_time(value['Timing/total_sec']):<16s}",
-        f"sec/tick {value['Timing/sec_per_tick']:<7.1f}",
-        f"sec/kimg {value['Timing/sec_per_kimg']:<7.2f}",
-        f"maintenance {value['Timing/maintenance_sec']:<6.1f}",
-        f"cpumem {value['Resources/cpu_mem_gb']:<6.2f}",
-        f"gpumem {value['Resources/peak_gpu_mem_gb']:<6.2f}",
-        f"reserved {value['Resources/peak_gpu_mem_reserved_gb']:<6.2f}",
+        f"tick {value['Progress/tick']:<4d}",
+        f"kimg {value['Progress/kimg']:<7.1f}",
+        f"time {format_time(value['Timing/total_sec']):<11s}",
+        f"sec/tick {value['Timing/sec_per_tick']:<6.1f}",
+        f"sec/kimg {short(value['Timing/sec_per_kimg'], 2):<6s}",
+        f"maintenance {short(value['Timing/maintenance_sec'], 1):<5s}",
+        f"cpumem {memory(value['Resources/cpu_mem_gb']):<5s}",
+        f"gpumem {memory(value['Resources/peak_gpu_mem_gb'])}",
+    ]
+    more = [
+        f"reserved {memory(value['Resources/peak_gpu_mem_reserved_gb'])}",
         f"augment {value['Progress/augment']:.3f}",
     ]
-    fields += [f"{name} {value['Loss/' + name]:.3f}" for name in LOSSES_ON_THE_TICK_LINE if "Loss/" + name in value]
-    return " ".join(fields)
+    more += [f"{name} {value['Loss/' + name]:.3f}" for name in LOSSES_ON_THE_TICK_LINE if "Loss/" + name in value]
+    return " ".join(fields) + "\n     " + " ".join(more)
+
+
+def short(value: float, decimals: int) -> str:
+    """Return a number of few characters: from 1,000 up without decimals."""
+    return f"{value:.{decimals if value < 1000 else 0}f}"
+
+
+def memory(gib: float) -> str:
+    """Return GiB in at most five characters."""
+    return f"{gib:.2f}" if gib < 100 else short(gib, 1)
 
 
 def strict(stats: dict[str, Statistic]) -> dict[str, dict[str, float | None]]:

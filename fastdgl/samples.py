@@ -12,7 +12,7 @@ from .images import ImageDataset
 BATCH = 32
 # images of an interpolation, both ends included; the custom of the field
 STEPS = 10
-INTERPOLATIONS = ("z", "class", "both")
+INTERPOLATIONS = ("z", "class", "both", "w")
 
 
 @torch.no_grad()
@@ -26,6 +26,12 @@ def draw(G: nn.Module, z: Tensor, c: Tensor, truncation: float | None = None, **
     """
     batches = zip(z.split(BATCH), c.split(BATCH))
     return np.concatenate([to_uint8(G.sample_images(z, c, truncation, **options)) for z, c in batches])
+
+
+@torch.no_grad()
+def draw_w(G: nn.Module, ws: Tensor, noise_mode: str = "const") -> np.ndarray:
+    """Images of a StyleGAN2's w `[N, num_ws, w_dim]`, a few at a time: `[N, H, W, C]`, uint8."""
+    return np.concatenate([to_uint8(G.synthesis(some, noise_mode=noise_mode)) for some in ws.split(BATCH)])
 
 
 def class_grid(z: Tensor, c_dim: int, resolution: int) -> tuple[Tensor, Tensor, int]:
@@ -44,26 +50,26 @@ def class_grid(z: Tensor, c_dim: int, resolution: int) -> tuple[Tensor, Tensor, 
     return z.repeat(c_dim, 1), torch.eye(c_dim, device=z.device).repeat_interleave(S, dim=0), beside * S
 
 
-def between(starts: Tensor, ends: Tensor) -> Tensor:
-    """Even steps on the straight line from each start to its end: `[R, n]`, `[R, n]` -> `[R * STEPS, n]`, row by row."""
-    t = torch.linspace(0, 1, STEPS, device=starts.device)[:, None]
+def between(starts: Tensor, ends: Tensor, steps: int = STEPS) -> Tensor:
+    """Even steps on the straight line from each start to its end: `[R, ...]`, `[R, ...]` -> `[R * steps, ...]`, row by row."""
+    t = torch.linspace(0, 1, steps, device=starts.device).reshape(-1, *[1] * (starts.ndim - 1))
     return torch.lerp(starts[:, None], ends[:, None], t).flatten(0, 1)
 
 
-def interpolation(z: Tensor, c: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """The inputs of a sheet of interpolations, STEPS images to a row: linear in z, and in the one-hot class.
+def interpolation(z: Tensor, c: Tensor, what: str, steps: int = STEPS) -> tuple[Tensor, Tensor]:
+    """The inputs of a sheet of interpolations, `steps` images to a row: linear in z, and in the label.
 
     Args:
         z: `[S, z_dim]`.
         c: `[1, c_dim]`, the class of all; or `[2, c_dim]`, the first and the last class of each row.
-        what: One of INTERPOLATIONS: "z" goes from each z to the next, "class" from the first class to the last at each z, "both" does both at once.
+        what: "z" goes from each z to the next, "class" from the first class to the last at each z, "both" does both at once.
 
     Returns:
         Latents `[N, z_dim]` and classes `[N, c_dim]`.
     """
     starts, ends = (z, z) if what == "class" else (z[:-1], z[1:])
-    latents = between(starts, ends)
-    return latents, between(c[:1], c[-1:]).repeat(len(starts), 1)
+    latents = between(starts, ends, steps)
+    return latents, between(c[:1], c[-1:], steps).repeat(len(starts), 1)
 
 
 class SampleSheet:

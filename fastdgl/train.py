@@ -2,10 +2,11 @@
 
     deepspeed fastdgl/train.py --config configs/ffhq.yaml train.batch=16
 
-Config in, trained generator out. This module runs as `__main__`; nothing imports it.
+Config in, trained generator out. This module runs as `__main__`, or as `fastdgl train`, which imports it when it is run.
 """
 
 import math
+import os
 import socket
 import sys
 import time
@@ -28,11 +29,12 @@ from fastdgl.engines.optimizers import check_implementation, chosen as chosen_im
 from fastdgl.engines.peers import watched
 from fastdgl.fidelity.detectors import DetectorError
 from fastdgl.fidelity.moments import FeatureError
-from fastdgl.images import DatasetError, ImageDataset, LabelsMissing, stream
+from fastdgl.images import VECTORS, DatasetError, ImageDataset, LabelsMissing, stream
 from fastdgl.interruption import StopRequest
 from fastdgl.journal import Journal, Statistic, new_run_folder
 from fastdgl.latents import Latents
 from fastdgl.models.cost import macs, parameter_count
+from fastdgl.paths import UserPath
 from fastdgl.samples import SampleSheet
 from fastdgl.training_metrics import Evaluator
 from fastdgl.warmup import compile_kernels
@@ -40,6 +42,8 @@ from fastdgl.warmup import compile_kernels
 CONFIG_NAME = "config.yaml"
 # by implementation, what steps
 ADAM = {"loop": "torch's loop", "foreach": "torch's foreach", "fused": "torch's fused", "apex": "apex"}
+# of the classes, when a run begins
+NAMES_SHOWN = 10
 # more than any run counts to: images, steps, seconds
 MOST = 2**63
 
@@ -97,8 +101,11 @@ class Progress:
         vars(self).update((name, state[name]) for name in vars(self))
 
 
-def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
+def train(config: Config, run: Run, resumed: Path | None = None, place: str = "") -> Summary:
     """One run from start to end, or on from the newest checkpoint in the run folder `resumed`. Called by all ranks together.
+
+    Args:
+        place: Which of a file's stages it is, as `2/3`.
 
     Raises:
         Stopped: A signal has asked for it; there is a checkpoint to go on from.
@@ -125,7 +132,7 @@ def train(config: Config, run: Run, resumed: Path | None = None) -> Summary:
     with StopRequest(run) as stop:
         while True:
             try:
-                return go_on(config, run, folder, dataset, student, latents, progress, sheet, evaluator, end, stop, faults, news)
+                return go_on(config, run, folder, dataset, student, latents, progress, sheet, evaluator, end, stop, faults, news, place)
             except Diverged as error:
                 saved = first_rank_decides(lambda: checkpoints.saved_checkpoints(folder / checkpoints.CHECKPOINTS))
                 # a resumed run may have gone back more often than it now may
@@ -146,7 +153,7 @@ def go_back(config: Config, student: Student, latents: Latents, progress: Progre
 
 
 def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
-          sheet: SampleSheet, evaluator: Evaluator | None, end: int, stop: StopRequest, faults: Mapping[int, str], news: str) -> Summary:
+          sheet: SampleSheet, evaluator: Evaluator | None, end: int, stop: StopRequest, faults: Mapping[int, str], news: str, place: str = "") -> Summary:
     """Train from where `progress` stands to `end`, saying `news` first.
 
     Args:
@@ -155,7 +162,8 @@ def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student
     Raises:
         Diverged, Stopped: As they say.
     """
-    journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed)
+    journal = Journal(folder, total_images=end, start_images=progress.seen, rank=run.rank, device=run.device, elapsed=progress.elapsed,
+                      stage=" ".join(filter(None, [config.stage or config.name, place])))
     if news:
         journal.message(news)
     announce(config, run, dataset, student, journal, folder)
@@ -422,17 +430,36 @@ def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, 
         guided += f", features of {config.guidance.features.checkpoint}"
     engine = config.engine
     carried = f"DeepSpeed ZeRO {engine.zero_stage}" if engine.kind == "deepspeed" else "PyTorch"
+    micro_batches = {"G": config.train.generator_images // run.world_size // config.train.accumulate_generator,
+                     "D": config.train.batch // run.world_size // config.train.accumulate_discriminator}
     with student.whole():
         parameters = {name: parameter_count(network) for name, network in student.networks.items()}
     journal.message(f"\n{folder}\n"
-                    f"  images    {len(dataset)} of {dataset.resolution}x{dataset.resolution}x{dataset.channels}"
-                    f"{f', {dataset.label_dim} classes' if dataset.label_dim else ''}, from {config.images.path}\n"
+                    f"  images    {len(dataset.source)} of {dataset.resolution}x{dataset.resolution}x{dataset.channels}"
+                    f"{', each also mirrored' if dataset.mirror else ''}{labels_in_words(dataset)}, from {config.images.path}\n"
                     f"  networks  G {parameters['G']:,} and D {parameters['D']:,} parameters\n"
                     f"  guidance  {guided}\n"
                     f"  length    {config.train.kimg:g} kimg from {student.start_images / 1000:g}, batch {config.train.batch} on {run.world_size} rank(s)\n"
+                    f"  memory    {micro_batches['D']} images of D and {micro_batches['G']} of G at once on each rank\n"
+                    f"{config.r1_in_words}"
                     f"  on        {device}, torch {torch.__version__}, {carried}, {engine.precision}, "
                     f"Adam by {ADAM[chosen_implementation(config.optimizer.implementation, run.device)]}\n")
-    journal.write_options("training_options.json", configs.to_dict(config) | {"world_size": run.world_size})
+    for note in dataset.notes:
+        journal.message(f"note: {note}")
+    journal.write_options("training_options.json", configs.to_dict(config) | {
+        "world_size": run.world_size, "effective_r1_gamma": config.effective_r1_gamma, "images_per_micro_batch": micro_batches,
+        "training_images": len(dataset.source), "classes": dataset.class_names, "label_kind": dataset.label_kind})
+
+
+def labels_in_words(dataset: ImageDataset) -> str:
+    """Return what the labels are, behind a comma; nothing without labels."""
+    if not dataset.label_dim:
+        return ""
+    if dataset.label_kind == VECTORS:
+        return f", vectors of {dataset.label_dim} numbers as labels"
+    names = dataset.class_names or ()
+    shown = f" ({', '.join(names[:NAMES_SHOWN])}{', ...' if len(names) > NAMES_SHOWN else ''})" if names else ""
+    return f", {dataset.label_dim} classes{shown}"
 
 
 def summary(config: Config, folder: Path, dataset: ImageDataset, student: Student, progress: Progress, stats: dict[str, Statistic]) -> Summary:
@@ -537,7 +564,22 @@ def keep_config(folder: Path, config: Config) -> None:
 def check_files(plan: Sequence[Config]) -> None:
     """Find out before the first stage what would stop a later one: missing images and teachers."""
     for config in plan:
-        check_references(config, open_images(config))
+        try:
+            check_references(config, open_images(config))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{without_a_teacher(config, plan)}") from None
+
+
+def without_a_teacher(config: Config, plan: Sequence[Config]) -> str:
+    """Return what to do where a teacher's file is not there, as behind a fresh copy of a config; nothing where all are."""
+    missing = [(key, path) for key, path in config.references.items() if key != "start" and not path.startswith(STAGE_PREFIX) and not Path(path).exists()]
+    if not missing:
+        return ""
+    key, path = missing[0]
+    alone = [other.stage for other in plan if other.stage and not other.references]
+    first = f", or leave it out and train the student by itself first: --stage {alone[0]}" if alone else ""
+    return (f"; {f'stage {config.stage}' if config.stage else 'this run'} is taught by it: name a teacher by {key}=FILE "
+            f"(docs/compress.md and the head of the config say how to get one){first}")
 
 
 def check_metrics(plan: Sequence[Config], run: Run) -> None:
@@ -555,15 +597,29 @@ def train_all(plan: Sequence[Config], run: Run) -> list[Summary]:
     first_rank_decides(lambda: check_files(plan))
     check_metrics(plan, run)
     summaries: list[Summary] = []
-    for config in plan:
+    for i, config in enumerate(plan):
         finished = {s.stage: s.folder for s in summaries}
-        summaries.append(train(first_rank_decides(lambda: resolved(config, finished)), run))
+        place = f"{i + 1}/{len(plan)}" if len(plan) > 1 else ""
+        summaries.append(train(first_rank_decides(lambda: resolved(config, finished)), run, place=place))
     return summaries
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="What to train: a file such as configs/quickstart.yaml.")
-@click.option("--resume", "resume_folder", type=click.Path(path_type=Path), help="Go on with the run in this folder instead.")
+class TrainCommand(click.Command):
+    """A command that says how a value of the config is set to those who try an option for it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            word = error.option_name.lstrip("-")
+            keys = [word] if "." in word else configs.keys_like(word)
+            meant = f"did you mean {' or '.join(f'{key}=...' if '=' not in key else key for key in keys)}?" if keys else "docs/config.md has them all"
+            raise click.UsageError(f"there is no option {error.option_name}: values of the config are set as train.batch=16, without dashes; {meant}", ctx) from None
+
+
+@click.command(cls=TrainCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "config_path", type=UserPath(), help="What to train: a file such as configs/quickstart.yaml.")
+@click.option("--resume", "resume_folder", type=UserPath(), help="Go on with the run in this folder instead.")
 @click.option("--stage", help="Run this stage of the file only.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the resolved config and exit.")
 @click.option("--local_rank", hidden=True, help="Passed by the deepspeed launcher; the environment says the same.")
@@ -577,7 +633,7 @@ def main(config_path: Path | None, resume_folder: Path | None, stage: str | None
         raise click.UsageError("--resume goes on with the stage that its run folder holds; leave --stage out")
     try:
         if resume_folder is not None:
-            checkpoints.newest_checkpoint(resume_folder)
+            check_resumable(resume_folder)
             plan = configs.read(resume_folder / CONFIG_NAME, overrides)
         else:
             plan = chosen(configs.read(config_path, overrides), stage, config_path)
@@ -605,6 +661,35 @@ def main(config_path: Path | None, resume_folder: Path | None, stage: str | None
         # without leaving the process group: the others may be waiting in it, for the launcher to end them
         sys.exit(1)
     end_run()
+
+
+def check_resumable(folder: Path) -> None:
+    """Reject what is no run folder with a checkpoint, and say what to give instead.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    def is_run(path: Path) -> bool:
+        return bool(checkpoints.saved_checkpoints(path / checkpoints.CHECKPOINTS))
+
+    if is_run(folder):
+        return
+    folder = Path(os.path.normpath(folder))
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such folder; --resume takes the folder of a run, such as runs/00000-ffhq-student")
+    above = next((path for path in list(folder.absolute().parents)[:2] if is_run(path)), None)
+    if folder.is_file():
+        begin = f"start={folder} begins a new run from the networks in it" if folder.name != CONFIG_NAME else f"--config {folder} begins the run again"
+        resume = f"--resume {above} goes on with the run beside it, and " if above else ""
+        raise CheckpointError(f"{folder}: is a file, and --resume takes the folder of a run; {resume}{begin}")
+    if above is not None:
+        raise CheckpointError(f"{folder}: is inside of the folder of a run; --resume {above} goes on from its newest checkpoint")
+    runs = sorted((path for path in folder.iterdir() if path.is_dir() and is_run(path)), key=lambda path: path.stat().st_mtime)
+    if runs:
+        raise CheckpointError(f"{folder}: holds {len(runs)} run(s), of which --resume takes one; the newest is --resume {runs[-1]}")
+    if checkpoints.saved_snapshots(folder):
+        raise CheckpointError(f"{folder}: no training checkpoint to continue from, only snapshots; start={folder} begins a new run from the newest")
+    checkpoints.newest_checkpoint(folder)
 
 
 def chosen(plan: list[Config], stage: str | None, path: Path) -> list[Config]:

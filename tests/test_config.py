@@ -162,6 +162,14 @@ def test_an_override_reaches_into_a_list(tmp_path):
     pytest.param("guidance.teachers=[]", lambda run: run.guidance.teachers, [], id="empty-list"),
     pytest.param("guidance.teachers=[{checkpoint: x}]", lambda run: run.guidance.teachers[0].checkpoint, "x", id="list"),
     pytest.param("engine.zero_options.overlap_comm=true", lambda run: run.engine.zero_options, {"overlap_comm": True}, id="free-section"),
+    pytest.param("guidance.teachers.0.checkpoint=x", lambda run: run.guidance.teachers[0].checkpoint, "x", id="first-entry-of-a-list"),
+    pytest.param("metrics.names=fid50k_full", lambda run: run.metrics.names, ["fid50k_full"], id="one-entry-for-a-list"),
+    pytest.param("metrics.names=fid50k_full, is50k", lambda run: run.metrics.names, ["fid50k_full", "is50k"], id="entries-with-commas"),
+    pytest.param("metrics.names.0=is50k", lambda run: run.metrics.names, ["is50k"], id="first-text-of-a-list"),
+    pytest.param("guidance.features={checkpoint: x, generators: {weight: 1, resolutions: 8}}",
+                 lambda run: run.guidance.features.generators.resolutions, [8], id="one-number-for-a-list"),
+    pytest.param("guidance.features={checkpoint: x, images: {weight: 1, modules: 'b32,b16', distances: l1}}",
+                 lambda run: run.guidance.features.images.modules, ["b32", "b16"], id="texts-with-commas"),
     pytest.param("train={batch: 4}", lambda run: run.train.batch, 4, id="section"),
 ])
 def test_an_override_is_yaml(tmp_path, override, get, value):
@@ -203,7 +211,9 @@ def test_names_the_unknown_key_before_the_one_it_was_meant_to_be(tmp_path):
     ("train: {kimg: .inf}", "train.kimg: expected a finite number, got inf"),
     ("guidance: {weight: .nan}", "guidance.weight: expected a finite number, got nan"),
     ("optimizer: {generator: {lr: fast}}", "optimizer.generator.lr: expected number, got 'fast'"),
-    ("keep_optimizer: 1", "keep_optimizer: expected true or false, got 1"),
+    ("keep_optimizer: 1", "keep_optimizer: expected true or false, got 1; write true"),
+    ("engine: {allow_tf32: 0}", "engine.allow_tf32: expected true or false, got 0; write false"),
+    ("engine: {allow_tf32: 2}", "engine.allow_tf32: expected true or false, got 2"),
     ("name: 5", "name: expected text, got 5"),
     ("start: 5", "start: expected text, got 5"),
     ("train: 5", "train: expected keys and values, got 5"),
@@ -316,7 +326,8 @@ def test_names_what_is_wrong_with_a_stage(tmp_path, text, said):
     ("trian.batch=4", "stages.teacher: trian: there is no such key; did you mean train?"),
     ("--train.batch=4", "stages.teacher: --train: there is no such key; did you mean train?"),
     ("train.batch.x=5", "train.batch.x: train.batch is 8, not a section"),
-    ("guidance.teachers.2.mode=frozen", "guidance.teachers.2.mode: '2' is no position in a list of 2"),
+    ("guidance.teachers.2.mode=frozen", "stages.teacher: guidance.teachers.2.checkpoint: is missing"),
+    ("guidance.teachers.3.mode=frozen", "guidance.teachers.3.mode: '3' is no position in a list of 2"),
     ("guidance.teachers.-1.mode=frozen", "guidance.teachers.-1.mode: '-1' is no position in a list of 2"),
     ("guidance.teachers.checkpoint=x", "guidance.teachers.checkpoint: 'checkpoint' is no position in a list of 2"),
     ("guidance.teachers.²=x", "guidance.teachers.²: '²' is no position in a list of 2"),
@@ -395,13 +406,13 @@ def test_biggans_recipes_are_those_of_the_paper():
             "D steps": settings.discriminator_steps, "lr": tuple(adam.lr for adam in adams),
             "Adam": {(adam.beta1, adam.beta2, adam.eps) for adam in adams}, "average": (settings.ema_decay, settings.ema_start),
             "model": (model.resolution, model.z_dim, model.hier, model.shared_dim, model.attention, model.init, model.sn_eps),
-            "ch": (model.generator_ch, model.discriminator_ch),
+            "ch": (model.generator_ch, model.discriminator_ch), "flips": student.images.mirror,
         }
     assert recipes == {
         "biggan_i128": {"batch": (2048, 8, 2048, 8), "D steps": 1, "lr": (1e-4, 4e-4), "Adam": {(0, 0.999, 1e-6)}, "average": (0.9999, 20000),
-                        "model": (128, 120, True, 128, 64, "orthogonal", 1e-6), "ch": (48, 96)},
+                        "model": (128, 120, True, 128, 64, "orthogonal", 1e-6), "ch": (48, 96), "flips": False},
         "biggan_c10": {"batch": (100, 1, 200, 2), "D steps": 4, "lr": (2e-4, 2e-4), "Adam": {(0, 0.999, 1e-8)}, "average": (0.9999, 1000),
-                       "model": (32, 128, False, 0, 0, "normal", 1e-8), "ch": (48, 96)},
+                       "model": (32, 128, False, 0, 0, "normal", 1e-8), "ch": (48, 48), "flips": False},
     }
 
 
@@ -531,3 +542,36 @@ def test_the_resolved_config_says_everything(tmp_path):
 def test_from_dict_names_its_source():
     with pytest.raises(ConfigError, match="^the header: images: is missing$"):
         configs.from_dict({"model": {"resolution": 32}}, "the header")
+
+
+@pytest.mark.parametrize("key, get", [
+    ("images.path", lambda run: run.images.path),
+    ("outdir", lambda run: run.outdir),
+    ("start", lambda run: run.start),
+    ("guidance.teachers.0.checkpoint", lambda run: run.guidance.teachers[0].checkpoint),
+    ("metrics.cache", lambda run: run.metrics.cache),
+    ("metrics.detector", lambda run: run.metrics.detector),
+])
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, key, get):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for written, meant in (("~/a", f"{tmp_path}/me/a"), ("./~/a", "./~/a"), ("a~b", "a~b"), ("~nobody-of-this-name/a", "~nobody-of-this-name/a")):
+        assert get(read(tmp_path, BASE, f"{key}={written}")[0]) == meant
+
+
+def test_teachers_are_added_one_behind_the_other(tmp_path):
+    run = read(tmp_path, BASE, "guidance.teachers.0.checkpoint=a", "guidance.teachers.1.checkpoint=b", "guidance.teachers.1.mode=updated")[0]
+    assert [(teacher.checkpoint, teacher.mode) for teacher in run.guidance.teachers] == [("a", "frozen"), ("b", "updated")]
+
+
+@pytest.mark.parametrize(("text", "said"), claims(
+    ("augment: 1", "augment: there is no such key; this fastdgl augments images by flips alone, with images.mirror"),
+    ("aug: ada", "aug: there is no such key; this fastdgl augments images by flips alone, with images.mirror"),
+    ("gamma: 10", "gamma: there is no such key; did you mean loss.r1_gamma?"),
+    ("train: {batch-gpu: 4}", "train.batch-gpu: there is no such key; did you mean train.accumulate_generator or train.accumulate_discriminator?"),
+    ("gpus: 8", "gpus: there is no such key; the launcher says how many GPUs there are: deepspeed --num_gpus 8 fastdgl/train.py ..."),
+    ("resume: a.pkl", "resume: there is no such key; did you mean start?"),
+    ("snap: 50", "snap: there is no such key; did you mean train.snapshot_ticks?"),
+    ("mirror: true", "mirror: there is no such key; did you mean images.mirror?"),
+))
+def test_the_words_of_other_programs_lead_to_our_keys(tmp_path, text, said):
+    assert complaint(tmp_path, BASE + text) == said

@@ -16,7 +16,7 @@ from tiny_networks import BIGGAN, STYLEGAN2, save
 from toy_detectors import Averager, Seer
 from torch import nn
 
-from fastdgl import checkpoints
+from fastdgl import checkpoints, drawing
 from fastdgl.cli import main
 from fastdgl.engines import Run, end_run, start_run
 from fastdgl.fidelity import detectors
@@ -26,7 +26,7 @@ from fastdgl.fidelity.features import collect, fake_images, shares
 from fastdgl.fidelity.frechet_distance import frechet_distance
 from fastdgl.fidelity.inception_score import inception_score
 from fastdgl.fidelity.kernel_distance import kernel_distance
-from fastdgl.fidelity.metrics import METRICS, evaluate, name_of, resizing
+from fastdgl.fidelity.metrics import METRICS, evaluate, name_of, plain_name, resizing
 from fastdgl.fidelity.moments import Moments
 from fastdgl.fidelity.path_length import path_lengths
 from fastdgl.fidelity.precision_recall import precision_recall
@@ -405,3 +405,79 @@ def test_too_few_real_images_are_refused(joined, files, tmp_path):
 def test_another_checksum_is_refused(files):
     with pytest.raises(DetectorError, match=sha256_of_file(files / "seer.pt")):
         TorchScriptDetector(files / "seer.pt", CPU, "0" * 64)
+
+
+# images as they are shown, and images that were drawn elsewhere
+
+@torch.no_grad()
+def test_truncated_and_standing_images_have_metrics_of_their_own_names(files, tmp_path):
+    dataset = ImageDataset(files / "rgb32", labels=True)
+    real = np.stack([dataset[i][0].transpose(1, 2, 0) for i in range(REAL)])
+    for arguments, name, truncation, standing in ((["--trunc", 0.5], "fid0.014k_full_trunc0.5", 0.5, None), (["--standing", 2], "fid0.014k_full_standing2", None, 2),
+                                                  (["--trunc", 0.5, "--standing", 2], "fid0.014k_full_trunc0.5_standing2", 0.5, 2)):
+        result = call(files, tmp_path, *arguments, network="biggan", data="rgb32")
+        assert result.exit_code == 0 and result.output.splitlines()[-1].startswith(name), result.output
+        line = line_of(tmp_path / "out", name)
+        assert (line["truncation"], line["standing"], line["metric"]) == (truncation, standing, name)
+        G = checkpoints.open_snapshot(files / "biggan").network("G_ema")
+        if standing:
+            drawing.stand(G, standing, truncation)
+        drawn = np.random.RandomState(0).randint(REAL, size=NUM)
+        c = torch.from_numpy(np.stack([dataset.label(i) for i in drawn]))
+        fake = to_uint8(G(torch.cat([G.sample_z(seed, truncation) for seed in range(NUM)]), c))
+        moments = [Moments.of(seen(images)) for images in (real, fake)]
+        assert line["results"][name] == pytest.approx(frechet_distance(*moments), rel=1e-2)
+        assert plain_name(name) == "fid0.014k_full"
+    assert not (tmp_path / "out" / "metric-fid0.014k_full.jsonl").exists()
+
+
+def test_psi_becomes_part_of_the_name_of_a_stylegan2s_metrics(files, tmp_path):
+    values = []
+    for psi in (None, 1, 0.25):
+        result = call(files, tmp_path, *([] if psi is None else ["--trunc", psi]), "--metrics", "fid50k_full,kid50k_full")
+        assert result.exit_code == 0, result.output
+        name = "fid0.014k_full" + ("" if psi is None else f"_trunc{psi}")
+        values.append(line_of(tmp_path / "out", name)["results"][name])
+    assert values[0] == values[1] != values[2]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "class-folders"])
+def test_a_folder_of_images_is_compared_with_a_folder(files, tmp_path, kind):
+    write_images(tmp_path / "a", 16, 3)
+    images = sorted((tmp_path / "a").glob("*.png"))[:9]
+    fakes = tmp_path / ("fakes.zip" if kind == "zip" else "fakes")
+    if kind == "zip":
+        with zipfile.ZipFile(fakes, "w") as archive:
+            for image in images:
+                archive.write(image, image.name)
+    else:
+        for i, image in enumerate(images):
+            to = fakes / (f"class{i % 2}" if kind == "class-folders" else "") / image.name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(image.read_bytes())
+    arguments = ["evaluate", "--network", str(fakes), "--data", str(files / "rgb16"), "--detector", str(files / "seer.pt"), "--workers", "0",
+                 "--cache", str(tmp_path / "cache"), "--metrics", "fid50k_full,kid50k_full,pr50k3_full"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    line = line_of(tmp_path, "fid0.009k_full")
+    assert line["snapshot_pkl"] == fakes.name and line["num_fake"] == 9 and line["num_real"] == REAL
+    pixels = [np.stack([np.asarray(Image.open(path)) for path in paths]) for paths in (sorted((files / "rgb16").glob("*.png")), images)]
+    assert line["results"]["fid0.009k_full"] == pytest.approx(frechet_distance(*(Moments.of(seen(some)) for some in pixels)), rel=1e-6)
+    result = CliRunner().invoke(main, [*arguments, "--fakes", "5"])
+    assert result.exit_code == 0 and "fid0.005k_full" in result.output
+
+
+@pytest.mark.parametrize(("arguments", "changes", "sentence"), [
+    pytest.param(["--trunc", "0.5"], {"network": "rgb16"}, "--trunc 0.5: images have been drawn already", id="truncated-images"),
+    pytest.param(["--standing", "2"], {"network": "rgb16"}, "--standing 2: images have been drawn already", id="standing-images"),
+    pytest.param(["--metrics", "ppl2_wend"], {"network": "rgb16"}, "which a network has and images have not", id="paths-of-images"),
+    pytest.param([], {"network": "rgb16", "data": "rgb32"}, "holds images of resolution 16, and the real ones have 32", id="images-of-another-size"),
+    pytest.param([], {"network": "grey32", "data": "rgb32"}, "holds images of channels 1, and the real ones have 3", id="images-of-another-colour"),
+    pytest.param(["--fakes", "1000"], {"network": "rgb16"}, "holds 23 images; expected at most so many", id="more-than-there-are"),
+    pytest.param(["--standing", "2"], {}, "have no batch norm; leave it out", id="standing-stylegan2"),
+    pytest.param(["--trunc", "0"], {"network": "biggan", "data": "rgb32"}, "must be at least 0.01", id="truncated-to-nothing"),
+    pytest.param(["--trunc", "0.5", "--metrics", "ppl2_wend"], {}, "paths in w are not truncated", id="truncated-paths"),
+])
+def test_what_does_not_go_together_is_said_before_anything_is_drawn(files, tmp_path, arguments, changes, sentence):
+    result = call(files, tmp_path, *arguments, **changes)
+    assert result.exit_code != 0 and sentence in " ".join(result.output.split()) and "Traceback" not in result.output

@@ -25,8 +25,8 @@ TICK_LINE = re.compile(
     r"\s+maintenance\s+([\d.]+)\s+cpumem\s+([\d.]+)\s+gpumem\s+([\d.]+)"
 )
 SAMPLE = (
-    "tick 1     kimg 20.0     time 1h 19m 08s       sec/tick 4711.9  sec/kimg 235.59  maintenance 7.7    "
-    "cpumem 5.54   gpumem 10.88  reserved 20.23  augment 0.188"
+    "tick 1    kimg 20.0    time 1h 19m 08s  sec/tick 4711.9 sec/kimg 235.59 maintenance 7.7   cpumem 5.54  gpumem 10.88\n"
+    "     reserved 20.23 augment 0.188"
 )
 
 
@@ -238,8 +238,8 @@ def test_two_ranks_report_the_pooled_values_and_one_of_them_writes(tmp_path):
     assert first["only/1"] == {"num": 1, "mean": 7.0, "std": 0.0}
 
     printed, nothing = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
-    assert nothing == "" and printed.startswith("tick") and printed.count("\n") == 1
-    assert len((tmp_path / "run" / "log.txt").read_text().splitlines()) == 1
+    assert nothing == "" and printed.startswith("tick") and printed.count("\n") == 2
+    assert len((tmp_path / "run" / "log.txt").read_text().splitlines()) == 2
     assert stats_lines(tmp_path / "run")[0]["a"] == first["a"]
     assert len(list((tmp_path / "run").glob("events.out.tfevents*"))) == 1
 
@@ -268,6 +268,43 @@ def test_the_tick_line_is_the_one_of_the_field(tmp_path, capsys, clock, quiet, m
     assert line == SAMPLE + "\n"
     assert (tmp_path / "log.txt").read_text() == line
     assert TICK_LINE.search(line)
+
+
+@pytest.mark.parametrize("tick, kimg, seconds, maintenance, memory", [
+    (0, 0.064, 1.0, 0.0, 0.4), (99_999, 250_000, 9e6, 99_999.9, 999.99), (12_345, 25_000, 360_000, 1234.5, 139.9),
+])
+def test_no_line_of_a_tick_is_wider_than_120_columns(capsys, monkeypatch, clock, tick, kimg, seconds, maintenance, memory):
+    monkeypatch.setattr(journal, "peak_gpu_memory", lambda device: (memory, memory))
+    monkeypatch.setattr(journal.psutil.Process, "memory_info", lambda self: type("", (), {"rss": memory * 2**30}))
+    written = Journal(None, total_images=10**9, elapsed=seconds)
+    written.record("Loss/G/loss", -12.345)
+    written.record("Loss/D/loss", 123.456)
+    clock.now += 99_999.9 + maintenance
+    written.tick(round(kimg * 1000), tick, maintenance)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 120
+    words = ["tick", "kimg", "time", "sec/tick", "sec/kimg", "maintenance", "cpumem", "gpumem", "reserved", "augment", "G/loss", "D/loss"]
+    assert [word for word in said.split() if word in words] == words
+    assert TICK_LINE.match(said.splitlines()[0])
+
+
+def test_the_time_to_go_is_said_after_the_first_whole_tick(capsys, clock):
+    written = Journal(None, total_images=100_000)
+    for tick, (seen, seconds) in enumerate([(64, 60), (4064, 144), (8064, 144)]):
+        clock.now += seconds
+        stats = written.tick(seen, tick, 0.0)
+        # 36 seconds a kimg
+        assert ("hours) to go" in capsys.readouterr().out) == (tick == 1)
+        if tick:
+            assert stats["Timing/hours_left"]["mean"] == pytest.approx((100 - seen / 1000) * 36 / 3600)
+
+
+def test_the_bar_names_the_stage(monkeypatch):
+    seen = []
+    monkeypatch.setattr(journal, "tqdm", lambda **options: seen.append(options["desc"]))
+    for stage in ("guided 3/3", "student 1/2", ""):
+        Journal(None, total_images=10, stage=stage)
+    assert seen == ["guided 3/3", "student 1/2", None]
 
 
 def test_losses_close_the_tick_line(capsys):
@@ -314,7 +351,7 @@ def test_each_tick_is_one_object_in_stats_jsonl(tmp_path, monkeypatch, clock, qu
         "Progress/tick": 1, "Progress/kimg": 4.0, "Progress/augment": 0.25,
     }
     assert {name for name in line if name.startswith(("Timing", "Resources"))} == {
-        "Timing/sec_per_tick", "Timing/sec_per_kimg", "Timing/total_sec", "Timing/maintenance_sec",
+        "Timing/sec_per_tick", "Timing/sec_per_kimg", "Timing/total_sec", "Timing/maintenance_sec", "Timing/hours_left",
         "Resources/cpu_mem_gb", "Resources/peak_gpu_mem_gb", "Resources/peak_gpu_mem_reserved_gb",
     }
     assert 0.01 < line["Resources/cpu_mem_gb"]["mean"] < 100
@@ -344,9 +381,9 @@ def test_a_resumed_run_continues_the_files_and_the_time(tmp_path, clock, quiet):
     second.tick(8000, 1, 0.0)
     second.close()
     log = (tmp_path / "log.txt").read_text().splitlines()
-    assert [line.split()[0] for line in log] == ["first", "tick", "tick"]
-    assert TICK_LINE.match(log[2])[3] == "2m 00s"
-    assert TICK_LINE.match(log[2])[5] == "15.00"
+    assert [line.split()[0] for line in log] == ["first", "tick", "reserved", "tick", "reserved"]
+    assert TICK_LINE.match(log[3])[3] == "2m 00s"
+    assert TICK_LINE.match(log[3])[5] == "15.00"
     assert [line["Progress/kimg"]["mean"] for line in stats_lines(tmp_path)] == [4.0, 8.0]
 
 
@@ -370,7 +407,7 @@ def test_without_a_folder_it_only_prints(tmp_path, capsys, monkeypatch):
     written.tick(10, 0, 0.0)
     written.close()
     assert not list(tmp_path.iterdir())
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_options_are_written_whole_or_not_at_all(tmp_path, quiet):

@@ -20,9 +20,12 @@ ORDER = [
     "models packing",
     "guidance engines",
     "checkpoints steps samples fidelity interruption",
-    "assembly drawing conversion evaluation exporting warmup training_metrics doctor",
+    "requested_labels",
+    "drawing",
+    "assembly conversion evaluation exporting warmup training_metrics doctor",
     "reporting",
     "train cli",
+    "__main__",
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names.split()}
 
@@ -90,7 +93,7 @@ def test_one_file_imports_deepspeed():
 
 
 def test_nothing_imports_train():
-    """It runs as `__main__`; imported as well, it would be there twice."""
+    """`fastdgl train` imports it when it is run; imported by what it imports, it would be there twice when it runs as `__main__`."""
     assert not [by_path(file) for file in FILES if "train" in ours(file)]
 
 
@@ -118,9 +121,16 @@ def test_importing_fastdgl_brings_nothing():
     assert newly_imported("import fastdgl") == {"fastdgl"}
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], ["trian"]])
+def test_help_brings_no_torch(arguments):
+    """It is shown at once, which torch would keep it from for seconds."""
+    brought = newly_imported(f"from click.testing import CliRunner; from fastdgl.cli import main; CliRunner().invoke(main, {arguments})")
+    assert brought <= {"click", "fastdgl", "colorama"}
+
+
 def test_importing_the_modules_brings_no_deepspeed():
     """It takes seconds to import, and plain training and the command line do without it."""
-    names = sorted({file.relative_to(ROOT).parts[0].removesuffix(".py") for file in modules()} - {"train"})
+    names = sorted({file.relative_to(ROOT).parts[0].removesuffix(".py") for file in modules()} - {"train", "__main__"})
     assert "assembly" in names
     assert "deepspeed" not in newly_imported("\n".join(f"import fastdgl.{name}" for name in names))
 

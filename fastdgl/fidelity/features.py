@@ -105,24 +105,26 @@ def gathered(share: Tensor, N: int, run: Run) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)[:N]
 
 
-def real_images(dataset: ImageDataset, run: Run, batch: int, workers: int) -> Iterator[Batch]:
-    """All images of a dataset, in order."""
-    indices, counts = zip(*shares(len(dataset), batch, run))
+def real_images(dataset: ImageDataset, run: Run, batch: int, workers: int, count: int | None = None) -> Iterator[Batch]:
+    """Images of a dataset, in order: all, or `count` of them, evenly spaced."""
+    total = len(dataset) if count is None else count
+    chosen, counts = zip(*shares(total, batch, run))
+    indices = [[i * len(dataset) // total for i in some] for some in chosen]
     for (pixels, _), N in zip(batches(dataset, indices, workers, run.device), counts):
         yield pixels, N
 
 
-def fake_images(G: nn.Module, dataset: ImageDataset, count: int, run: Run, batch: int) -> Iterator[Batch]:
-    """Images of seeds 0 to count - 1, without truncation, of classes drawn from the dataset with their frequency.
+def fake_images(G: nn.Module, dataset: ImageDataset, count: int, run: Run, batch: int, truncation: float | None = None) -> Iterator[Batch]:
+    """Images of seeds 0 to count - 1, of classes drawn from the dataset with their frequency; by default without truncation.
 
     A StyleGAN2 adds random noise, as in NVIDIA's metrics; that of a seed is the same in any batch and on any rank, but not on devices
     of another kind.
     """
     for seeds, N in shares(count, batch, run):
-        z = torch.cat([G.sample_z(seed) for seed in seeds]).to(run.device)
+        z = torch.cat([G.sample_z(seed, truncation) for seed in seeds]).to(run.device)
         c = labels_of(seeds, count, dataset).to(run.device)
         options = {"noise_mode": "random", "normal": noise_of(seeds)} if isinstance(G, StyleGAN2) else {}
-        yield to_levels(G.sample_images(z, c, **options)), N
+        yield to_levels(G.sample_images(z, c, truncation, **options)), N
 
 
 def labels_of(fakes: Sequence[int], count: int, dataset: ImageDataset) -> Tensor:

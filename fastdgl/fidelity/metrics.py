@@ -1,6 +1,7 @@
 """The metrics by the names that the field knows them by, and the line that each leaves."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ..models.stylegan2 import Generator as StyleGAN2
 from . import density_coverage, inception_score, kernel_distance, precision_recall
 from .cache import real_features
 from .detectors import Detector
-from .features import MAX_BANK, Features, collect, fake_images, seen_in
+from .features import MAX_BANK, Features, collect, fake_images, real_images, seen_in
 from .frechet_distance import frechet_distance
 from .moments import FeatureError
 from .path_length import MOST_PIXELS, path_lengths, perceptual_path_length, scaled_down
@@ -79,17 +80,31 @@ def name_of(metric: str, num: int) -> str:
     return metric.replace("50k", f"{num / 1000}k".replace(".0k", "k"))
 
 
-def evaluate(metrics: Sequence[str], G: nn.Module, dataset: ImageDataset, detector: Detector, run: Run, *,
-             num: int, cache: Path, batch: int, workers: int) -> Iterator[tuple[str, dict[str, float], int]]:
-    """The metrics of a generator, one after the other. All ranks call it together, with TF32 off.
+def how_drawn(truncation: float | None, standing: int | None) -> str:
+    """Return what the name of a metric ends with where images are not drawn as published numbers want them: `_trunc0.7`."""
+    return ("" if truncation is None else f"_trunc{truncation:g}") + ("" if standing is None else f"_standing{standing}")
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a number without what `how_drawn` has put into it."""
+    return re.sub(r"_trunc-?[\d.e+-]+?(?=_|$)|_standing\d+(?=_|$)", "", name)
+
+
+def evaluate(metrics: Sequence[str], fakes: nn.Module | ImageDataset, dataset: ImageDataset, detector: Detector, run: Run, *,
+             num: int, cache: Path, batch: int, workers: int, truncation: float | None = None,
+             standing: int | None = None) -> Iterator[tuple[str, dict[str, float], int]]:
+    """The metrics of a generator or of images, one after the other. All ranks call it together, with TF32 off.
 
     Args:
         metrics: Of METRICS.
+        fakes: A generator; or images that were drawn elsewhere, of which `num` are taken, evenly spaced.
         dataset: The real images, which also say how often each class is drawn.
         num: How many fakes, or paths.
         cache: Folder of what was seen in real images.
         batch: Images at once on each rank.
         workers: Processes that decode real images.
+        truncation: Of `sample_z` and `sample_images`; it becomes part of the metrics' names.
+        standing: How many batches the batch norms of the generator have been given the statistics of; likewise.
 
     Returns:
         An iterator over the name of each metric, its results, and how many real images it compared with, on every rank.
@@ -98,16 +113,20 @@ def evaluate(metrics: Sequence[str], G: nn.Module, dataset: ImageDataset, detect
         FeatureError: As of `check_computable`, before any image is looked at.
         DatasetError, DetectorError, CacheError: From there.
     """
-    check_computable(metrics, type(G), num, len(dataset))
+    check_computable(metrics, type(fakes), num, len(dataset))
     chosen = [METRICS[metric] for metric in metrics]
     wanted = {it.part for it in chosen} - {"path_lengths"}
     # first, as a detector without LPIPS is refused at once
-    lengths = path_lengths(G, dataset, num, detector, run, batch) if any(it.part == "path_lengths" for it in chosen) else None
+    lengths = path_lengths(fakes, dataset, num, detector, run, batch) if any(it.part == "path_lengths" for it in chosen) else None
     real = real_features(dataset, detector, {it.part for it in chosen if it.uses_real}, run, cache, batch, workers)
-    fake = collect(fake_images(G, dataset, num, run, batch), num, detector, wanted, run, "fakes") if wanted else Features()
+    if isinstance(fakes, ImageDataset):
+        images = real_images(fakes, run, batch, workers, num)
+    else:
+        images = fake_images(fakes, dataset, num, run, batch, truncation)
+    fake = collect(images, num, detector, wanted, run, "fakes") if wanted else Features()
     fake.path_lengths = lengths
     for metric, it in zip(metrics, chosen):
-        name = name_of(metric, num)
+        name = name_of(metric, num) + how_drawn(truncation, standing)
         numbers = first_rank_decides(lambda it=it: it.compute(real, fake, run.device))
         num_real = min(len(dataset), MAX_BANK if it.part == "bank" else len(dataset)) if it.uses_real else 0
         yield name, {name + suffix: number for suffix, number in numbers.items()}, num_real
@@ -121,6 +140,8 @@ def check_computable(metrics: Sequence[str], kind: type[nn.Module], num: int, nu
     """
     for metric in metrics:
         it = METRICS[metric]
+        if it.part == "path_lengths" and issubclass(kind, ImageDataset):
+            raise FeatureError(f"{metric} is the length of paths in w, which a network has and images have not; leave {metric} out")
         if it.part == "path_lengths" and not issubclass(kind, StyleGAN2):
             raise FeatureError(f"{metric} is the length of paths in w, which a StyleGAN2 has and this network has not; leave {metric} out")
         for what, count in (("fakes", num), *([("real images", num_real)] if it.uses_real else [])):
@@ -158,26 +179,28 @@ def resizing(metric: str, resolution: int) -> str:
     return "none before the detector"
 
 
-def evaluated(groups: Sequence[tuple[Detector, Sequence[str]]], G: nn.Module, dataset: ImageDataset, run: Run, *, snapshot: str, seen: int,
-              data: str,
-              num: int, cache: Path, batch: int, workers: int) -> Iterator[dict[str, Any]]:
+def evaluated(groups: Sequence[tuple[Detector, Sequence[str]]], fakes: nn.Module | ImageDataset, dataset: ImageDataset, run: Run, *,
+              snapshot: str, seen: int, data: str, num: int, cache: Path, batch: int, workers: int, truncation: float | None = None,
+              standing: int | None = None) -> Iterator[dict[str, Any]]:
     """As `evaluate`, by several detectors: of each metric its results and how they came about, with the fields that NVIDIA's metrics write first.
 
     Args:
         groups: Detectors, each with its metrics.
-        snapshot: The network's file name.
+        snapshot: The file name of the network, or of the fakes.
         seen: How many images its D was shown.
         data: The dataset as the user called it.
     """
     start = time.time()
     for detector, metrics in groups:
-        found = evaluate(metrics, G, dataset, detector, run, num=num, cache=cache, batch=batch, workers=workers)
+        found = evaluate(metrics, fakes, dataset, detector, run, num=num, cache=cache, batch=batch, workers=workers, truncation=truncation,
+                         standing=standing)
         for metric, (name, results, num_real) in zip(metrics, found, strict=True):
             seconds = time.time() - start
             # num_gpus and snapshot_pkl are what the field's scripts look for, whatever computed and whatever the file
             yield {"results": results, "metric": name, "total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": run.world_size,
                    "snapshot_pkl": snapshot, "timestamp": time.time(), "seen": seen, "detector": detector.name, "detector_sha256": detector.sha256,
-                   "resizing": resizing(metric, G.img_resolution), "data": data, "num_real": num_real, "num_fake": num}
+                   "resizing": resizing(metric, dataset.resolution), "data": data, "num_real": num_real, "num_fake": num,
+                   "truncation": truncation, "standing": standing}
 
 
 def lines_path(folder: Path, name: str) -> Path:

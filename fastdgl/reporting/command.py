@@ -10,7 +10,10 @@ import torch
 from .. import __version__
 from ..atomic_files import atomically
 from ..checkpoints import CheckpointError, open_snapshot
-from ..drawing import Seeds, averaged_generator, check_options, class_index, device_of, latents
+from ..drawing import Seeds, averaged_generator, check_options, device_of, latents
+from ..images import VECTORS
+from ..paths import UserPath
+from ..requested_labels import requested_labels
 from ..samples import draw
 from . import sections
 from .charts import MOST_COLOURS
@@ -33,7 +36,7 @@ HTML, MARKDOWN = "report.html", "report.md"
 @click.option("--trunc", "truncation", type=float, help="Of the images that are shown, as for `generate`. Default: no truncation.")
 @click.option("--rounds", type=click.IntRange(min=0), default=20, show_default=True,
               help="So often each network draws each batch to be timed; 0 measures neither time nor memory.")
-@click.option("--outdir", type=click.Path(path_type=Path), required=True, help=f"Where {HTML}, {MARKDOWN} and their pictures go.")
+@click.option("--outdir", type=UserPath(), required=True, help=f"Where {HTML}, {MARKDOWN} and their pictures go.")
 def report_command(teacher: str, students: tuple[str, ...], seeds: list[int], chosen: tuple[str, ...], truncation: float | None, rounds: int,
                    outdir: Path) -> None:
     """Teacher and students side by side: size, arithmetic, speed and memory here, metrics, images, curves.
@@ -68,12 +71,24 @@ def images_of(subjects: Sequence[Subject], seeds: Sequence[int], chosen: Sequenc
         check_options(G, subject.snapshot.family, seeds[0], truncation, None, None)
         if chosen and not G.c_dim:
             raise click.UsageError(f"--class {chosen[0]}: {subject.the} has no classes; leave it out")
-        classes = [class_index(one, G.c_dim, names) for one in chosen] or list(range(G.c_dim))
-        indices = [classes[i % len(classes)] for i in range(len(seeds))] if G.c_dim else []
-        c = torch.eye(G.c_dim)[indices] if G.c_dim else torch.zeros(len(seeds), 0)
-        labels.append([names[i] if names else str(i) for i in indices])
+        kind = subject.snapshot.label_kind
+        if kind == VECTORS and not chosen:
+            raise click.UsageError(f"{subject.the} takes vectors of {G.c_dim} numbers, and none is given; name some by --class, as --class {','.join(['0.5'] * G.c_dim):.40}")
+        # a class for each image, in turn
+        vectors = [label.vector for label in requested_labels(chosen, len(chosen), G.c_dim, kind, names)] if chosen else list(torch.eye(G.c_dim))
+        chosen_vectors = [vectors[i % len(vectors)] for i in range(len(seeds))] if G.c_dim else []
+        c = torch.stack(chosen_vectors) if G.c_dim else torch.zeros(len(seeds), 0)
+        labels.append([_called(vector, kind, names) for vector in chosen_vectors])
         images.append(draw(G, latents(G, seeds, truncation), c.to(device_of(G)), truncation))
     return Seen(seeds, labels, truncation, images)
+
+
+def _called(vector: torch.Tensor, kind: str | None, names: Sequence[str] | None) -> str:
+    """Return what the page calls a label."""
+    if kind == VECTORS:
+        return ", ".join(f"{number:g}" for number in vector.tolist())
+    i = int(vector.argmax())
+    return names[i] if names else str(i)
 
 
 def measured(subjects: Sequence[Subject], rounds: int) -> Measurements:

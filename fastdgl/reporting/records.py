@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import SNAPSHOT_NAME, Snapshot
-from ..fidelity.metrics import BETTER, name_of
+from ..fidelity.metrics import BETTER, name_of, plain_name
 
 STATISTICS = "stats.jsonl"
 LOSS, METRIC = "Loss/", "Metrics/"
@@ -37,7 +37,7 @@ class Measured:
         """Which of two values is the better one, in words; empty for a number that does not tell."""
         num = self.conditions["num_fake"]
         directions = {name_of(name, num) if isinstance(num, int) else name: direction for name, direction in BETTER.items()}
-        return {min: "lower is better", max: "higher is better"}.get(directions.get(self.name), "")
+        return {min: "lower is better", max: "higher is better"}.get(directions.get(plain_name(self.name)), "")
 
     def comparable_with(self, other: "Measured") -> bool:
         """Whether all that has to be equal is known and equal."""
