@@ -116,8 +116,8 @@ def holds_images(path: str) -> bool:
     """
     found = dataset_path(path)
     if not found.is_dir():
-        # .pt files are zips too, of another suffix
-        return found.is_file() and found.suffix.lower() in (".zip", ".h5", ".hdf5") and not interop.is_foreign(found)
+        # .pt files are zips too, and go by another name
+        return found.is_file() and found.suffix.lower() in (".zip", ".h5", ".hdf5")
     if is_pretrained(found) or saved_snapshots(found) or interop.is_foreign(found) or any((found / name).exists() for name in OF_RUNS):
         return False
     return len(open_source(found)) > 0

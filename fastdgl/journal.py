@@ -389,8 +389,8 @@ def short(value: float, decimals: int) -> str:
 
 
 def memory(gib: float) -> str:
-    """Return GiB in at most five characters."""
-    return f"{gib:.2f}" if gib < 100 else short(gib, 1)
+    """Return GiB in few characters: from 100 up without decimals."""
+    return f"{gib:.2f}" if gib < 100 else f"{gib:.0f}"
 
 
 def strict(stats: dict[str, Statistic]) -> dict[str, dict[str, float | None]]:

@@ -425,7 +425,7 @@ def test_truncated_and_standing_images_have_metrics_of_their_own_names(files, tm
         drawn = np.random.RandomState(0).randint(REAL, size=NUM)
         c = torch.from_numpy(np.stack([dataset.label(i) for i in drawn]))
         fake = to_uint8(G(torch.cat([G.sample_z(seed, truncation) for seed in range(NUM)]), c))
-        moments = [Moments.of(seen(images)) for images in (real, fake)]
+        moments = [Moments.of(seen(images, return_features=True)) for images in (real, fake)]
         assert line["results"][name] == pytest.approx(frechet_distance(*moments), rel=1e-2)
         assert plain_name(name) == "fid0.014k_full"
     assert not (tmp_path / "out" / "metric-fid0.014k_full.jsonl").exists()
@@ -462,7 +462,7 @@ def test_a_folder_of_images_is_compared_with_a_folder(files, tmp_path, kind):
     line = line_of(tmp_path, "fid0.009k_full")
     assert line["snapshot_pkl"] == fakes.name and line["num_fake"] == 9 and line["num_real"] == REAL
     pixels = [np.stack([np.asarray(Image.open(path)) for path in paths]) for paths in (sorted((files / "rgb16").glob("*.png")), images)]
-    assert line["results"]["fid0.009k_full"] == pytest.approx(frechet_distance(*(Moments.of(seen(some)) for some in pixels)), rel=1e-6)
+    assert line["results"]["fid0.009k_full"] == pytest.approx(frechet_distance(*(Moments.of(seen(some, return_features=True)) for some in pixels)), rel=1e-6)
     result = CliRunner().invoke(main, [*arguments, "--fakes", "5"])
     assert result.exit_code == 0 and "fid0.005k_full" in result.output
 

@@ -546,7 +546,7 @@ def test_a_folder_of_biggan_pytorch_teaches(biggan):
     G = open_snapshot(biggan.path).arguments["G"]
     model = {"family": "biggan", "resolution": G["img_resolution"]} | {key: G[key] for key in ("z_dim", "hier", "shared_dim", "attention")}
     config = configs.from_dict({"images": {"path": "digits"}, "model": model, "train": {"batch": 8}}, "test")
-    images = SimpleNamespace(resolution=G["img_resolution"], channels=3, label_dim=G["c_dim"], class_names=None)
+    images = SimpleNamespace(resolution=G["img_resolution"], channels=3, label_dim=G["c_dim"], class_names=None, label_kind="classes")
     teacher = open_teacher(str(biggan.path), config, images, 1)
     assert_close(teacher.network("D")(biggan.real, biggan.c), biggan.logits_real, tolerance=1e-4)
     with pytest.raises(CheckpointError, match="holds networks of family biggan, this run trains stylegan2"):
@@ -627,7 +627,7 @@ def test_a_file_without_a_discriminator_draws_and_does_not_teach(tmp_path, name)
     convert(write_snapshot(tmp_path / "a.safetensors"), tmp_path / "b.pth")
     result = convert(tmp_path / "b.pth", tmp_path / "c.safetensors")
     assert "note: it holds no discriminator: it draws images, and can neither teach nor be the start of a run" in result.output
-    images = SimpleNamespace(resolution=16, channels=3, label_dim=0, class_names=None)
+    images = SimpleNamespace(resolution=16, channels=3, label_dim=0, class_names=None, label_kind=None)
     with pytest.raises(CheckpointError, match=re.escape(f"{name}: it holds no discriminator: it draws images, and can neither teach")):
         open_teacher(str(tmp_path / name), run_of(8), images, 1)
     result = CliRunner().invoke(main, ["generate", "--network", str(tmp_path / name), "--seeds", "0-1", "--outdir", str(tmp_path / "out")])
