@@ -587,7 +587,7 @@ def test_a_biggan_without_a_discriminator_does_not_teach(biggan):
 
 def images_like(golden, **changes):
     G = golden.meta["generator"]
-    return SimpleNamespace(**{"resolution": G["img_resolution"], "channels": 3, "label_dim": G["c_dim"], "class_names": None} | changes)
+    return SimpleNamespace(**{"resolution": G["img_resolution"], "channels": 3, "label_dim": G["c_dim"], "class_names": None, "label_kind": "classes" if G["c_dim"] else None} | changes)
 
 
 def run_of(batch):
