@@ -124,6 +124,31 @@ def test_density_and_coverage_are_those_of_all_pairs(overlapping):
     assert density_coverage(real, fake) == pytest.approx(expected)
 
 
+def ties(kind):
+    """Real images, and fakes many of which lie on the border of a ball: copies of real ones, and points of a lattice."""
+    real = {"far": lambda: features(60, 3, mean=30.0), "near": lambda: features(60, 4, d=5), "lattice": lambda: features(60, 5, d=3).round(),
+            "outlier": lambda: torch.cat([features(59, 6), 1e4 + features(1, 7)]), "one": lambda: torch.ones(60, 8)}[kind]()
+    return real, real[torch.randperm(60, generator=torch.Generator().manual_seed(0))[:45]]
+
+
+@pytest.mark.parametrize("kind", ["far", "near", "lattice", "outlier", "one"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_fakes_that_are_copies_lie_on_borders_and_not_beside_them(kind, dtype):
+    """On a border is outside a ball of density and coverage, and inside one of precision and recall."""
+    real, fake = (x.to(dtype) for x in ties(kind))
+
+    def squares(x, y):
+        return ((x.double().numpy()[:, None] - y.double().numpy()) ** 2).sum(axis=2)
+
+    def radii(x, k):
+        return np.sort(squares(x, x), axis=1)[:, k]
+
+    inside = squares(fake, real) < radii(real, 5)
+    assert density_coverage(real, fake) == (inside.sum() / (5 * len(fake)), inside.any(axis=0).mean())
+    expected = [(squares(x, others) <= radii(others, 3)).any(axis=1).mean() for x, others in ((fake, real), (real, fake))]
+    assert precision_recall(real, fake) == tuple(expected)
+
+
 @pytest.mark.parametrize("most", [1, 31 * 7, 10**6], ids=["rows", "blocks", "whole"])
 def test_distances_do_not_depend_on_the_blocks(most):
     x, y = features(40, 0, mean=1000.0), features(31, 1, mean=1000.0)

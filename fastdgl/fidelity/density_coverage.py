@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .neighbours import distances, squared_radii
+from .neighbours import squared_radii, within
 
 K = 5
 
@@ -20,8 +20,7 @@ def density_coverage(real: Tensor, fake: Tensor, k: int = K) -> tuple[float, flo
 
     Source: Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models", equations 3 and 4.
     """
-    radii = squared_radii(real, k)
     # the border is outside, in their code and here
-    fakes_in_ball = sum((block < radii).sum(dim=0) for block in distances(fake, real))
+    fakes_in_ball = sum(block.sum(dim=0) for block in within(fake, real, squared_radii(real, k), border=False))
     density = fakes_in_ball.double().sum() / (k * len(fake))
     return float(density), float((fakes_in_ball > 0).double().mean())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .neighbours import distances, squared_radii
+from .neighbours import squared_radii, within
 
 K = 3
 
@@ -26,6 +26,5 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = K) -> tuple[float, flo
 
 def share_within(x: Tensor, others: Tensor, k: int) -> float:
     """The share of `x` that lies in the manifold of `others`."""
-    radii = squared_radii(others, k)
-    within = torch.cat([(block <= radii).any(dim=1) for block in distances(x, others)])
-    return float(within.double().mean())
+    covered = [block.any(dim=1) for block in within(x, others, squared_radii(others, k), border=True)]
+    return float(torch.cat(covered).double().mean())
