@@ -3,7 +3,8 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,10 +71,30 @@ def put_in_place(unfinished: Path, path: Path) -> None:
     Raises:
         OSError: It cannot take that place, or the disk did not take what was written.
     """
-    for item in [*unfinished.rglob("*"), unfinished]:
+    items = [*unfinished.rglob("*"), unfinished]
+    open_to_others([item for item in items if item.is_file()], path)
+    for item in items:
         flush(item)
     os.replace(unfinished, path)
     flush(path.parent)
+
+
+def open_to_others(files: Sequence[Path], path: Path) -> None:
+    """Give files the rights that the umask leaves to any new file; safetensors writes its own for their owner alone.
+
+    Args:
+        path: A file beside it is made and removed to ask the system, since to read the umask a process must change it.
+    """
+    probe = path.with_name(f"{path.name}.{os.getpid()}.rights{UNFINISHED}")
+    handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        probe.unlink()
+    for file in files:
+        if stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 def flush(path: Path) -> None:

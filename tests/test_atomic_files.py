@@ -1,5 +1,6 @@
 import errno
 import os
+import stat
 
 import pytest
 
@@ -82,3 +83,20 @@ def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path):
         with atomically(tmp_path / "a") as unfinished:
             unfinished.mkdir()
     assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["new"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o027], ids=oct)
+@pytest.mark.parametrize("own", [0o600, 0o644, 0o755], ids=oct)
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path, umask, own):
+    """Whatever the library that wrote them has given them."""
+    before = os.umask(umask)
+    try:
+        with atomically(tmp_path / "a") as unfinished:
+            unfinished.touch(own)
+        with atomically(tmp_path / "b") as unfinished:
+            unfinished.mkdir()
+            (unfinished / "c").touch(own)
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "b/c")} == {0o666 & ~umask}
+    assert names(tmp_path) == ["a", "b"]
