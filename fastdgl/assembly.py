@@ -1,6 +1,6 @@
 """From a config to the networks, teachers and engines of a run, new or resumed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +23,13 @@ class Student:
 
     average: The averaged G.
     start_images: Images that D had been shown before this run.
+    taken: What of the networks that the run starts from is taken over and what not, a line for each; empty where all is.
     """
 
     gan: Adversaries
     average: nn.Module
     start_images: int
+    taken: Sequence[str] = ()
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -80,9 +82,9 @@ def check_references(config: Config, dataset: ImageDataset) -> None:
     Raises:
         CheckpointError: The start or a teacher is missing or of other images; a `stage:` is not looked for.
     """
-    for reference in config.references.values():
+    for key, reference in config.references.items():
         if not reference.startswith(STAGE_PREFIX):
-            open_matching(reference, config, dataset)
+            (open_start if key == "start" else open_matching)(reference, config, dataset)
 
 
 def open_matching(path: str, config: Config, dataset: ImageDataset) -> Snapshot:
@@ -98,6 +100,54 @@ def open_matching(path: str, config: Config, dataset: ImageDataset) -> Snapshot:
         raise CheckpointError(f"{path}: holds networks of family {snapshot.family}, this run trains {config.model.family}; they must agree")
     checkpoints.check_same_images(snapshot, dataset)
     return snapshot
+
+
+def open_start(path: str, config: Config, dataset: ImageDataset) -> Snapshot:
+    """The snapshot that a run starts from: as of `open_matching`, unless layers that fit are enough; see `starts_partly`.
+
+    Raises:
+        CheckpointError: As of `open_matching`; or it is of another family.
+    """
+    snapshot = checkpoints.open_snapshot(path)
+    if not starts_partly(snapshot, config, dataset):
+        return open_matching(path, config, dataset)
+    if snapshot.family != config.model.family:
+        raise CheckpointError(f"{path}: holds networks of family {snapshot.family}, this run trains {config.model.family}; they must agree")
+    return snapshot
+
+
+def starts_partly(snapshot: Snapshot, config: Config, dataset: ImageDataset) -> bool:
+    """Whether of the snapshot that a run starts from the layers that fit are enough."""
+    if config.start_partly is None:
+        return snapshot.arguments["G"]["c_dim"] == 0 < dataset.label_dim and not config.keep_optimizer
+    return config.start_partly
+
+
+def take_over(start: Snapshot, networks: Mapping[str, nn.Module], partly: bool) -> list[str]:
+    """Load the networks of a snapshot into those of a run.
+
+    Args:
+        networks: By their names in a snapshot.
+        partly: Take over what fits.
+
+    Returns:
+        Where not all is taken over, a line for each network.
+
+    Raises:
+        CheckpointError: They do not fit; where they may in part, nothing does.
+    """
+    lines = []
+    for name, network in networks.items():
+        what = f"start: {name} in {start.path}"
+        if not partly:
+            checkpoints.load_strictly(network, start.state_dict(name), what)
+        elif name not in start.names:
+            lines.append(f"{name} is new: {start.path.name} has none")
+        else:
+            new, left = checkpoints.load_fitting(network, start.state_dict(name), what)
+            count = len(network.state_dict())
+            lines.append(f"{name}: {count - len(new)} of {count} tensors; new: {', '.join(new) or 'none'}; not taken: {', '.join(left) or 'none'}")
+    return lines
 
 
 def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> Student:
@@ -121,10 +171,8 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
     # every file is opened and checked before the first engine is made
     teachers = [open_teacher(teacher.checkpoint, config, dataset, run.world_size) for teacher in config.guidance.teachers]
     feature_teacher = open_feature_teacher(G, config, dataset, run)
-    start = None if config.start is None or resumed else open_matching(config.start, config, dataset)
-    if start is not None:
-        for network, name in ((G, "G"), (D, "D"), (average, "G_ema")):
-            checkpoints.load_strictly(network, start.state_dict(name), f"start: {name} in {start.path}")
+    start = None if config.start is None or resumed else open_start(config.start, config, dataset)
+    taken = [] if start is None else take_over(start, {"G": G, "D": D, "G_ema": average}, starts_partly(start, config, dataset))
 
     discriminators, updated = [], []
     for snapshot, teacher in zip(teachers, config.guidance.teachers):
@@ -149,7 +197,7 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
         # no regularization step of G's moves them
         adaptors=None if adaptors is None else make_engine(adaptors, adam.generator, 0, config, run),
     )
-    student = Student(gan, average, start.seen if start else 0)
+    student = Student(gan, average, start.seen if start else 0, taken)
     # DeepSpeed wants gradients on when an engine is made; from here on each step turns on its own
     for engine in student.engines.values():
         engine.module.requires_grad_(False)

@@ -23,10 +23,13 @@ from torch import Tensor, nn
 from . import config as configs
 from . import interop, models
 from .atomic_files import UNFINISHED, DiskFullError, atomically, free_space, put_in_place, writing
+from .download import DownloadError, fetched, is_address
 from .engines import Engine, check_state, first_rank_decides
 from .images import CLASSES, VECTORS, ImageDataset, composed
 from .models.pretrained import CONFIG, PretrainedError, is_pretrained, read_config, read_state
+from .models.skeletons import Skeletons
 from .models.stylegan2 import MappingNetwork
+from .paths import expanded
 from .sentences import printable
 
 FORMAT = 1
@@ -64,6 +67,7 @@ class Snapshot:
     label_kind: CLASSES or VECTORS, what its labels are; None without labels, and where the file does not say.
     states: The tensors of a file of another codebase; None for those in `path`.
     notes: What was lost or made up on the way from another codebase, a sentence each.
+    without_D: Where there is no D, why, and what follows.
     best: Of a run's best snapshot: by which number it was chosen, its value, and of which detector; else None.
     """
 
@@ -74,6 +78,7 @@ class Snapshot:
     class_names: Sequence[str] | None
     states: Mapping[str, Mapping[str, Tensor]] | None = None
     notes: Sequence[str] = ()
+    without_D: str = WITHOUT_D
     best: Mapping[str, Any] | None = None
     label_kind: str | None = None
 
@@ -107,18 +112,13 @@ class Snapshot:
         kind = "D" if name == "D" else "G"
         make = models.discriminator if kind == "D" else models.generator
         arguments = {**self.arguments[kind], **changes}
-        state, what = self.state_dict(name), f"{name} in {self.path}"
         try:
-            # without memory: what a file asks for may be more than there is, and what it holds is compared first
-            with torch.device("meta"):
-                check_fits(make(self.family, arguments), state, what)
-            network = make(self.family, arguments).eval()
-        except CheckpointError:
-            raise
-        # RuntimeError: more memory than there is
+            # a skeleton: what a file asks for may be more than there is, and what it holds is compared first
+            with Skeletons():
+                network = make(self.family, arguments).eval()
         except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise CheckpointError(f"{self.path}: asks for a network this fastdgl does not know: {' '.join(str(error).split())}") from None
-        load_strictly(network, state, what)
+        network = filled(network, self.state_dict(name), f"{name} in {self.path}")
         # which labels it may be called with: a vector's network takes no class numbers
         network.label_kind = self.label_kind
         return network
@@ -215,12 +215,13 @@ def remove_old_snapshots(newest: Path, keep: int) -> None:
 def open_snapshot(path: str | Path) -> Snapshot:
     """The snapshot at `path`, or the newest one in the run folder at `path`.
 
-    A file of another codebase is converted in memory; a folder that `save_pretrained` wrote is a snapshot without D.
+    A file of another codebase is converted in memory; a folder that `save_pretrained` wrote is a snapshot without D. A file of an
+    http address is fetched once and kept; `~` is the home folder.
 
     Raises:
         CheckpointError: There is none, or it is neither one of ours nor of a codebase that `interop` knows.
     """
-    path = Path(path)
+    path = local(path)
     if is_pretrained(path):
         return _pretrained(path)
     # os.path, which answers where a folder on the way may not be entered
@@ -249,6 +250,21 @@ def open_snapshot(path: str | Path) -> Snapshot:
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError):
         raise CheckpointError(f"{path}: is not a snapshot of fastdgl, or is damaged; expected a safetensors file "
                               f"written by fastdgl/train.py") from None
+
+
+def local(source: str | Path) -> Path:
+    """Where a snapshot lies on this machine; one of an address is fetched where that has not been done yet.
+
+    Raises:
+        CheckpointError: It cannot be fetched.
+    """
+    if is_address(source):
+        try:
+            return fetched(str(source))
+        except (DownloadError, OSError) as error:
+            raise CheckpointError(str(error)) from None
+    # a folder that is called ~ is ./~
+    return Path(expanded(source))
 
 
 def _recognised(snapshot: Snapshot) -> Snapshot:
@@ -303,9 +319,18 @@ def _converted(path: Path) -> Snapshot:
         for name in ("G", "G_ema"):
             states[name]["mapping.w_avg"] = mean_of_w(found.arguments["G"], states[name], f"{name} in {path}")
         notes.append(f"the mean of w, to which truncation pulls, is not in the file: it is that of {MEAN_OF_W_SAMPLES} random z")
-    if "D" not in found.arguments:
-        notes.append(WITHOUT_D)
-    return Snapshot(path, found.family, found.arguments, 0, None, states, notes)
+    snapshot = Snapshot(path, found.family, found.arguments, 0, None, states, notes)
+    unusable = found.unusable
+    if "D" in found.arguments:
+        try:
+            with Skeletons():
+                check_fits(models.discriminator(found.family, found.arguments["D"]), states["D"], "D")
+            return snapshot
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            unusable = " ".join(str(error).split())
+    without_D = WITHOUT_D if not unusable else f"its discriminator is left out, since fastdgl cannot build it ({unusable}): {WITHOUT_D.partition(': ')[2]}"
+    return replace(snapshot, arguments={"G": found.arguments["G"]}, states={name: state for name, state in states.items() if name != "D"},
+                   notes=[*notes, without_D], without_D=without_D)
 
 
 @torch.no_grad()
@@ -315,9 +340,10 @@ def mean_of_w(arguments: Mapping[str, Any], state: Mapping[str, Tensor], what: s
     Args:
         arguments, state: Of an unconditional StyleGAN2 generator.
     """
-    mapping = MappingNetwork(arguments["z_dim"], 0, arguments["w_dim"], num_ws=None, num_layers=arguments["mapping_layers"], w_avg_beta=None)
+    with Skeletons():
+        mapping = MappingNetwork(arguments["z_dim"], 0, arguments["w_dim"], num_ws=None, num_layers=arguments["mapping_layers"], w_avg_beta=None)
     prefix = "mapping."
-    load_strictly(mapping, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, what)
+    mapping = filled(mapping, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}, what)
     z = torch.randn(MEAN_OF_W_SAMPLES, arguments["z_dim"], generator=torch.Generator().manual_seed(0))
     return mapping(z).mean(dim=0)
 
@@ -347,11 +373,52 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], what: str) ->
         CheckpointError: As of `check_fits`; or naming the keys that are not finite.
     """
     check_fits(network, state, what)
+    check_finite(state, what)
+    network.load_state_dict(state)
+
+
+def load_fitting(network: nn.Module, state: Mapping[str, Tensor], what: str) -> tuple[list[str], list[str]]:
+    """Load what `state` has of the names and shapes of `network`; the rest of the network stays as it is.
+
+    Returns:
+        The keys of the network that stay as they are, and those of `state` that are not taken.
+
+    Raises:
+        CheckpointError: Nothing fits, or something holds NaN or infinity.
+    """
+    expected = network.state_dict()
+    fitting = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
+    # filters are in any network
+    if not any(key in fitting for key, _ in network.named_parameters()):
+        raise CheckpointError(f"{what}: has nothing in common with this run's network; expected one of the same family with some widths alike")
+    check_finite(fitting, what)
+    network.load_state_dict(fitting, strict=False)
+    return [key for key in expected if key not in fitting], [key for key in state if key not in fitting]
+
+
+def filled(network: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module:
+    """Put copies of `state`, all of it and nothing else, into a network that was built within `Skeletons`; fp32.
+
+    Raises:
+        CheckpointError: As of `load_strictly`.
+    """
+    check_fits(network, state, what)
+    check_finite(state, what)
+    expected = network.state_dict()
+    network.load_state_dict({key: value.to(expected[key].dtype, copy=True, memory_format=torch.contiguous_format) for key, value in state.items()}, assign=True)
+    return network
+
+
+def check_finite(state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse the tensors of a run that has diverged.
+
+    Raises:
+        CheckpointError: Naming the first key that holds NaN or infinity.
+    """
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{what}: {broken[0]} holds NaN or infinity, and so do {len(broken) - 1} other tensors; expected the networks of a run "
                               "that has not diverged")
-    network.load_state_dict(state)
 
 
 def check_fits(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
@@ -380,7 +447,7 @@ def check_has_discriminator(snapshot: Snapshot) -> None:
         CheckpointError: It has none.
     """
     if "D" not in snapshot.arguments:
-        raise CheckpointError(f"{snapshot.path}: {WITHOUT_D}; expected a file with D")
+        raise CheckpointError(f"{snapshot.path}: {snapshot.without_D}; expected a file with D")
 
 
 def labels_of(dataset: ImageDataset) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from .sentences import printable
 # what C counts in
 LARGEST_INT = 2**31 - 1
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST_INT)]
+# that of models.stylegan2.MAX_CHANNELS
+Channels = Annotated[int, Field(gt=0, le=2**20)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -123,6 +125,8 @@ class StyleGAN2(Section):
     z_dim, w_dim: Numbers in a latent, and in what the mapping network makes of it.
     mapping_layers: Depth of the mapping network.
     channel_base, channel_max: The full network has channel_base / R channels at resolution R, and at most channel_max.
+    generator_channels, discriminator_channels: Widths of the full network at 4, 8, ..., resolution instead, such as those of a pruned
+        network; null for none.
     generator_fraction, discriminator_fraction: Width of the convolutions relative to the full network: DGL's students.
     narrow_const: Narrow the learned 4x4 constant with the generator; the authors of DGL keep it at full width.
     num_fp16_res: How many of the highest resolutions compute in `low_precision`; parameters stay fp32.
@@ -140,6 +144,8 @@ class StyleGAN2(Section):
     mapping_layers: Annotated[int, Field(gt=0, le=100)] = 8
     channel_base: PositiveInt = 32768
     channel_max: PositiveInt = 512
+    generator_channels: list[Channels] | None = None
+    discriminator_channels: list[Channels] | None = None
     generator_fraction: Fraction = 1
     discriminator_fraction: Fraction = 1
     narrow_const: bool = False
@@ -159,32 +165,35 @@ class StyleGAN2(Section):
             raise ValueError(f"resolution: {self.resolution} is not a power of two of at least 8")
         if self.num_fp16_res and self.low_precision == "float16" and self.conv_clamp is None:
             raise ValueError("conv_clamp: null lets float16 overflow; expected a bound such as 256, or num_fp16_res: 0")
-        for key in ("generator_fraction", "discriminator_fraction"):
-            R = 4
-            while R <= self.resolution:
-                full = min(self.channel_base // R, self.channel_max)
+        resolutions = [2**i for i in range(2, self.resolution.bit_length())]
+        for network in ("generator", "discriminator"):
+            listed, fraction = getattr(self, f"{network}_channels"), getattr(self, f"{network}_fraction")
+            if listed is not None and len(listed) != len(resolutions):
+                raise ValueError(f"{network}_channels: {_said(listed)} has {len(listed)} widths; "
+                                 f"expected {len(resolutions)}, for {', '.join(map(str, resolutions))}")
+            for R, full in zip(resolutions, listed or [min(self.channel_base // R, self.channel_max) for R in resolutions]):
                 if full < 1:
                     raise ValueError(f"channel_base: {self.channel_base} leaves no channel at {R}x{R}; expected at least {self.resolution}")
-                width = full * getattr(self, key)
-                if width < 1 or width != int(width):
-                    raise ValueError(f"{key}: {getattr(self, key)} of the {full} channels at {R}x{R} is {width:g}; "
+                if full * fraction < 1 or full * fraction != int(full * fraction):
+                    raise ValueError(f"{network}_fraction: {fraction} of the {full} channels at {R}x{R} is {full * fraction:g}; "
                                      f"expected a whole number of at least 1")
-                R *= 2
         return self
 
     def generator_arguments(self, c_dim: int) -> dict[str, Any]:
         """What `models.generator` takes, for `c_dim` classes."""
         return {"z_dim": self.z_dim, "w_dim": self.w_dim, "mapping_layers": self.mapping_layers,
-                "fraction": self.generator_fraction, "narrow_const": self.narrow_const} | self._shared(c_dim)
+                "fraction": self.generator_fraction, "narrow_const": self.narrow_const} | self._shared(c_dim, self.generator_channels)
 
     def discriminator_arguments(self, c_dim: int) -> dict[str, Any]:
         """What `models.discriminator` takes, for `c_dim` classes."""
-        return {"fraction": self.discriminator_fraction, "mbstd_group_size": self.mbstd_group} | self._shared(c_dim)
+        return {"fraction": self.discriminator_fraction, "mbstd_group_size": self.mbstd_group} | self._shared(c_dim, self.discriminator_channels)
 
-    def _shared(self, c_dim: int) -> dict[str, Any]:
+    def _shared(self, c_dim: int, channels: list[int] | None) -> dict[str, Any]:
+        # only where they are listed: what builds other networks says the same as ever
+        listed = {} if channels is None else {"channels": channels}
         return {"c_dim": c_dim, "img_resolution": self.resolution, "img_channels": self.channels,
                 "channel_base": self.channel_base, "channel_max": self.channel_max,
-                "num_fp16_res": self.num_fp16_res, "low_precision": self.low_precision, "conv_clamp": self.conv_clamp}
+                "num_fp16_res": self.num_fp16_res, "low_precision": self.low_precision, "conv_clamp": self.conv_clamp} | listed
 
 
 class BigGAN(Section):
@@ -509,7 +518,7 @@ class Metrics(Section):
     sha256: What the checksum of `detector` must be; null for the one known of a name, or for any.
     every: Snapshots between two that are evaluated; that at the end always is.
     fakes: How many images are drawn. Of 1,000, fid50k_full becomes fid1k_full.
-    batch: Images at once on each rank.
+    batch: Images at once on each rank, where training has no fewer at once; else as many as training.
     cache: Folder where features of real images, and detectors, are kept; null for ~/.cache/fastdgl.
     keep_best: Number by which the best network evaluated so far is chosen and kept as network-snapshot-best.safetensors; null for
         none. It is for those who use the network: the best of many evaluations is better by luck too, and no result to report.
@@ -588,6 +597,8 @@ class Config(Section):
     seed: Of the first weights, the order of the images, and all random inputs.
     outdir: Where run folders are made.
     start: A snapshot whose G, D and averaged G the run starts from, or as for a teacher: stage II of DGL.
+    start_partly: Whether `start` may be of other networks, of which the layers that fit are taken over and the others are new: true
+        for any, false for none; null for a network without classes that starts a run with classes. What is taken and what not is said.
     keep_optimizer: Also take over the optimizers and the path length mean of the run that `start` names.
     """
 
@@ -599,6 +610,7 @@ class Config(Section):
     images: Images
     model: StyleGAN2 | BigGAN
     start: PathText | None = None
+    start_partly: bool | None = None
     keep_optimizer: bool = False
     guidance: Guidance = Guidance()
     loss: StyleGAN2Loss | BigGANLoss
@@ -619,6 +631,8 @@ class Config(Section):
     def check_together(self) -> "Config":
         if self.keep_optimizer and self.start is None:
             raise ValueError("keep_optimizer: true needs start, the run whose optimizers to keep")
+        if self.keep_optimizer and self.start_partly:
+            raise ValueError("keep_optimizer: true does not go with start_partly, since the optimizers are of all layers; leave one of the two out")
         # halves of a surrogate pair cannot be written
         if "\0" in self.outdir or any("\ud800" <= c <= "\udfff" for c in self.outdir):
             raise ValueError(f"outdir: {_said(self.outdir)} holds a character that no path can have")
@@ -646,10 +660,24 @@ class Config(Section):
             named["guidance.features.checkpoint"] = self.guidance.features.checkpoint
         return {key: reference for key, reference in named.items() if reference is not None}
 
+    def with_references(self, changed: Mapping[str, str]) -> "Config":
+        """This run with other snapshots in the place of some that it asks for, by the keys of `references`."""
+        guidance = self.guidance
+        teachers = [teacher.model_copy(update={"checkpoint": changed.get(f"guidance.teachers.{i}.checkpoint", teacher.checkpoint)})
+                    for i, teacher in enumerate(guidance.teachers)]
+        features = guidance.features and guidance.features.model_copy(
+            update={"checkpoint": changed.get("guidance.features.checkpoint", guidance.features.checkpoint)})
+        return self.model_copy(update={"start": changed.get("start", self.start),
+                                       "guidance": guidance.model_copy(update={"teachers": teachers, "features": features})})
+
     @property
     def description(self) -> str:
         """The run folder's name behind its number."""
         return f"{self.name}-{self.stage}" if self.stage else self.name
+
+    def images_at_once(self, world_size: int) -> int:
+        """How many images a rank's G makes at once in training; to look at and to evaluate it makes no more."""
+        return max(self.train.generator_images // (world_size * self.train.accumulate_generator), 1)
 
     def check_world_size(self, world_size: int) -> None:
         """Refuse a batch that the ranks cannot share.

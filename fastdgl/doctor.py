@@ -17,8 +17,8 @@ import torch.distributed as dist
 from fastdgl_kernels import doctor as doctor_of_kernels, kernels_in_force
 
 from . import __version__
+from .download import cache_folder
 from .engines.optimizers import apex_found
-from .fidelity.download import cache_folder
 from .paths import UserPath
 
 GIB = 2**30  # bytes

@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 
 from . import interop
-from .checkpoints import CheckpointError, check_same_images, open_snapshot, saved_snapshots
+from .checkpoints import CheckpointError, check_same_images, local, open_snapshot, saved_snapshots
 from .config import ConfigError
+from .download import cache_folder, is_address
 from .drawing import check_options, stand
-from .engines import allow_tf32, end_run, start_run
+from .engines import allow_tf32, end_run, first_rank_decides, start_run
 from .fidelity.cache import CacheError, check_writable
 from .fidelity.detectors import NAMES, DetectorError, open_detector
-from .fidelity.download import cache_folder
 from .fidelity.metrics import METRICS, NUM, append_line, check_computable, evaluated, grouped
 from .fidelity.moments import FeatureError
 from .images import DatasetError, ImageDataset, dataset_path, open_source
@@ -65,6 +65,8 @@ def evaluate_command(ctx: click.Context, network: str, data: str, metrics: list[
     try:
         run = start_run()
         allow_tf32(False)
+        if is_address(network):
+            network = first_rank_decides(lambda: str(local(network)))
         if holds_images(network):
             dataset, fakes = ImageDataset(data), ImageDataset(network)
             check_fakes(fakes, dataset, truncation, standing)

@@ -16,15 +16,16 @@ INTERPOLATIONS = ("z", "class", "both", "w")
 
 
 @torch.no_grad()
-def draw(G: nn.Module, z: Tensor, c: Tensor, truncation: float | None = None, **options: str) -> np.ndarray:
+def draw(G: nn.Module, z: Tensor, c: Tensor, truncation: float | None = None, *, batch: int = BATCH, **options: str) -> np.ndarray:
     """Images of a trained generator, a few at a time: `[N, H, W, C]`, uint8.
 
     Args:
         z: `[N, z_dim]`, from `G.sample_z` with the same truncation.
         c: `[N, c_dim]`.
         truncation, options: Of `G.sample_images`.
+        batch: Images at once.
     """
-    batches = zip(z.split(BATCH), c.split(BATCH))
+    batches = zip(z.split(batch), c.split(batch))
     return np.concatenate([to_uint8(G.sample_images(z, c, truncation, **options)) for z, c in batches])
 
 
@@ -78,9 +79,11 @@ class SampleSheet:
     Args:
         seed: Chooses the latents and the real images.
         z_dim: Of the generator.
+        batch: Fake images at once: where training fits into memory, its sheets do too.
     """
 
-    def __init__(self, dataset: ImageDataset, z_dim: int, seed: int, device: torch.device):
+    def __init__(self, dataset: ImageDataset, z_dim: int, seed: int, device: torch.device, batch: int = BATCH):
+        self.batch = min(batch, BATCH)
         self.columns, rows = grid_shape(dataset.resolution)
         random = np.random.RandomState(seed)
         self.real, c = self._choose(dataset, rows, random)
@@ -106,4 +109,4 @@ class SampleSheet:
 
     def save_fake(self, path: Path, G: nn.Module) -> None:
         """What `G` makes of the sheet's latents, with constant noise and no truncation."""
-        save_image_grid(path, draw(G, self.z, self.c), self.columns)
+        save_image_grid(path, draw(G, self.z, self.c, batch=self.batch), self.columns)

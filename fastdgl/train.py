@@ -24,6 +24,7 @@ from fastdgl.assembly import Student, assemble, check_images, check_references
 from fastdgl.atomic_files import atomically
 from fastdgl.checkpoints import CheckpointError
 from fastdgl.config import STAGE_PREFIX, Config, ConfigError
+from fastdgl.download import is_address
 from fastdgl.engines import Run, allow_tf32, end_run, first_rank_decides, gathered, start_run
 from fastdgl.engines.optimizers import check_implementation, chosen as chosen_implementation
 from fastdgl.engines.peers import watched
@@ -114,6 +115,8 @@ def train(config: Config, run: Run, resumed: Path | None = None, place: str = ""
     check_implementation(config, run.device)
     allow_tf32(config.engine.allow_tf32)
     dataset = open_images(config)
+    as_written, config = config, config.with_references(first_rank_decides(lambda: fetched_references(config)))
+    check_fetched(as_written, config, run)
     evaluator = Evaluator(config, dataset, run) if config.metrics.names else None
     student = assemble(config, dataset, run, resumed=resumed is not None)
     latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size,
@@ -124,10 +127,10 @@ def train(config: Config, run: Run, resumed: Path | None = None, place: str = ""
         faults = resume(student, latents, progress, dataset, checkpoints.newest_checkpoint(resumed), config.engine.precision)
     end = student.start_images + round(config.train.kimg * 1000)
 
-    sheet = SampleSheet(dataset, config.model.z_dim, config.seed, run.device)
+    sheet = SampleSheet(dataset, config.model.z_dim, config.seed, run.device, config.images_at_once(run.world_size))
     folder = first_rank_decides(lambda: begin_folder(config, sheet, student) if resumed is None else resumed)
     check_shared(folder, run)
-    first_rank_decides(lambda: keep_config(folder, config))
+    first_rank_decides(lambda: keep_config(folder, as_written))
     news = ""
     with StopRequest(run) as stop:
         while True:
@@ -434,10 +437,12 @@ def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, 
                      "D": config.train.batch // run.world_size // config.train.accumulate_discriminator}
     with student.whole():
         parameters = {name: parameter_count(network) for name, network in student.networks.items()}
+    started = "".join(f"  start     {line}\n" for line in student.taken)
     journal.message(f"\n{folder}\n"
                     f"  images    {len(dataset.source)} of {dataset.resolution}x{dataset.resolution}x{dataset.channels}"
                     f"{', each also mirrored' if dataset.mirror else ''}{labels_in_words(dataset)}, from {config.images.path}\n"
                     f"  networks  G {parameters['G']:,} and D {parameters['D']:,} parameters\n"
+                    f"{started}"
                     f"  guidance  {guided}\n"
                     f"  length    {config.train.kimg:g} kimg from {student.start_images / 1000:g}, batch {config.train.batch} on {run.world_size} rank(s)\n"
                     f"  memory    {micro_batches['D']} images of D and {micro_batches['G']} of G at once on each rank\n"
@@ -496,18 +501,27 @@ def resolved(config: Config, finished: dict[str, Path]) -> Config:
     """`config` with each `stage:NAME` replaced by that stage's newest snapshot, of this call or an earlier one."""
 
     def snapshot(reference: str) -> str:
-        if not reference.startswith(STAGE_PREFIX):
-            return reference
         stage = reference.removeprefix(STAGE_PREFIX)
         return str(checkpoints.open_snapshot(finished.get(stage) or newest_run(config, stage)).path)
 
-    def found(teacher: configs.Teacher | configs.Features) -> configs.Teacher | configs.Features:
-        return teacher.model_copy(update={"checkpoint": snapshot(teacher.checkpoint)})
+    return config.with_references({key: snapshot(reference) for key, reference in config.references.items() if reference.startswith(STAGE_PREFIX)})
 
-    guidance = config.guidance
-    guidance = guidance.model_copy(update={"teachers": [found(teacher) for teacher in guidance.teachers],
-                                           "features": guidance.features and found(guidance.features)})
-    return config.model_copy(update={"start": None if config.start is None else snapshot(config.start), "guidance": guidance})
+
+def fetched_references(config: Config) -> dict[str, str]:
+    """Where the snapshots that are given by an address lie, by the keys that name them; called by rank 0 alone, which fetches them."""
+    return {key: str(checkpoints.local(reference)) for key, reference in config.references.items() if is_address(reference)}
+
+
+def check_fetched(as_written: Config, config: Config, run: Run) -> None:
+    """Every rank reads what rank 0 has fetched.
+
+    Raises:
+        TrainingError: This rank is on a machine from which it cannot be seen.
+    """
+    for key, reference in config.references.items():
+        if reference != as_written.references[key] and not Path(reference).exists():
+            raise TrainingError(f"{key}: {reference}, which rank 0 has fetched, is not there for rank {run.rank} on {socket.gethostname()}; "
+                                f"set XDG_CACHE_HOME to a folder that all machines share")
 
 
 def newest_run(config: Config, stage: str) -> Path:

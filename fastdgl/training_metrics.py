@@ -10,10 +10,10 @@ import torch
 
 from .checkpoints import BEST_NAME, SNAPSHOT_PATTERN, keep_as_best, open_snapshot
 from .config import Config
+from .download import cache_folder
 from .engines import Run, allow_tf32, first_rank_decides
 from .fidelity.cache import check_writable
 from .fidelity.detectors import Detector, open_detector
-from .fidelity.download import cache_folder
 from .fidelity.metrics import (
     BETTER, append_line, check_computable, check_detector, evaluated, grouped, lines_path, metric_lines, name_of, replace_lines,
 )
@@ -66,7 +66,7 @@ class Evaluator:
             G = open_snapshot(path).averaged_generator(self.run.device)
             for line in evaluated([group for group in chosen if group[1]], G, self.dataset, self.run, snapshot=path.name, seen=seen,
                                   data=self.config.images.path, num=self.config.metrics.fakes, cache=self.cache,
-                                  batch=self.config.metrics.batch, workers=self.config.images.workers):
+                                  batch=min(self.config.metrics.batch, self.config.images_at_once(self.run.world_size)), workers=self.config.images.workers):
                 first_rank_decides(lambda line=line: keep(line))
                 if stop.agreed(at_once=True):
                     break

@@ -1,8 +1,12 @@
 """Network snapshots: written whole, read without running code, refused in one sentence."""
 
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +14,13 @@ import safetensors
 import safetensors.torch
 import torch
 from numerics import normal
+from tiny_networks import BIGGAN, STYLEGAN2, save
+from tiny_runs import of_launchers
 
 from fastdgl import checkpoints, ema, models
 from fastdgl import config as configs
 from fastdgl.checkpoints import CheckpointError, check_same_images, load_strictly, open_snapshot, save_snapshot
+from fastdgl.models.skeletons import Skeletons
 
 CONFIG = configs.from_dict({
     "images": {"path": "digits"},
@@ -233,3 +240,56 @@ def test_a_teacher_of_the_same_images_is_welcome(path):
     # a name more, of a class that has no image
     check_same_images(open_snapshot(path), images_like(class_names=("cat", "dog", "owl", "yak")))
     check_same_images(open_snapshot(path), images_like(16, 3, CLASSES))
+
+
+DRAWN = """
+import sys, torch
+from fastdgl import checkpoints, samples
+from fastdgl.reporting import measurements
+for path in sys.argv[1:]:
+    G = checkpoints.open_snapshot(path).averaged_generator("cpu")
+    samples.draw(G, *measurements.inputs(G, 2, torch.device("cpu")))
+print(*sorted({"torch._dynamo", "torch._inductor", "sympy", "triton", "deepspeed", "onnx"} & set(sys.modules)))
+"""
+
+
+def test_drawing_on_a_cpu_imports_no_compiler(tmp_path):
+    """Opening a snapshot took seconds and 160 MB for what PyTorch imports with `torch.device("meta")`."""
+    for name, model, c_dim in (("a", STYLEGAN2, 0), ("b", STYLEGAN2 | {"conditional": True}, 3), ("c", BIGGAN, 3)):
+        save(tmp_path / name / "a.safetensors", model, c_dim, None)
+    environment = {key: value for key, value in of_launchers().items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", DRAWN, *map(str, sorted(tmp_path.glob("*/a.safetensors")))], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.split() == [], run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("model", [STYLEGAN2, STYLEGAN2 | {"generator_fraction": 0.5, "mapping_layers": 1}, BIGGAN, BIGGAN | {"attention": 16, "generator_ch": 8}],
+                         ids=["stylegan2", "student", "biggan", "attention"])
+def test_a_skeleton_has_the_shapes_of_a_network_and_no_memory(model):
+    config = configs.from_dict({"images": {"path": "digits"}, "model": model}, "test")
+    family, arguments = config.model.family, config.model.generator_arguments(3)
+    random = torch.get_rng_state()
+    with Skeletons():
+        skeleton = models.generator(family, arguments)
+    assert torch.equal(torch.get_rng_state(), random)
+    found, expected = skeleton.state_dict(), models.generator(family, arguments).state_dict()
+    assert {key: (value.shape, value.dtype) for key, value in found.items()} == {key: (value.shape, value.dtype) for key, value in expected.items()}
+    assert all(value.is_meta for key, value in found.items() if not key.endswith("resample_filter"))
+
+
+def test_networks_of_one_file_share_no_memory(path):
+    """Though a file of another codebase may hold one for both."""
+    snapshot = open_snapshot(path)
+    shared = replace(snapshot, states={name: snapshot.state_dict("G") for name in ("G", "G_ema")})
+    G, average = shared.network("G"), shared.network("G_ema")
+    with torch.no_grad():
+        G.synthesis.b4.const.zero_()
+    assert average.synthesis.b4.const.any() and shared.states["G"]["synthesis.b4.const"].any()
+
+
+def test_a_snapshot_is_readable_to_whom_the_umask_lets(tmp_path, networks):
+    before = os.umask(0o022)
+    try:
+        save_snapshot(tmp_path / "a.safetensors", networks, CONFIG, IMAGES, seen=7_040)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o644

@@ -575,3 +575,15 @@ def test_teachers_are_added_one_behind_the_other(tmp_path):
 ))
 def test_the_words_of_other_programs_lead_to_our_keys(tmp_path, text, said):
     assert complaint(tmp_path, BASE + text) == said
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"generator_channels": [8, 8]}, "generator_channels: [8, 8] has 2 widths; expected 4, for 4, 8, 16, 32"),
+    ({"discriminator_channels": [8, 8, 0, 8]}, "model.discriminator_channels.2: expected a number greater than 0, got 0"),
+    ({"generator_channels": [8, 8, 7, 8], "generator_fraction": 0.5}, "generator_fraction: 0.5 of the 7 channels at 16x16 is 3.5"),
+    ({"generator_channels": 8}, "generator_channels: expected a list, got 8"),
+])
+def test_widths_by_a_list_are_one_for_each_resolution(changes, said):
+    with pytest.raises(ConfigError) as error:
+        configs.from_dict({"images": {"path": "digits"}, "model": {"resolution": 32} | changes}, "test")
+    assert said in str(error.value)

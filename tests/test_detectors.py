@@ -18,7 +18,7 @@ from fastdgl.cli import main
 from fastdgl.engines import end_run, start_run
 from fastdgl.fidelity import detectors
 from fastdgl.fidelity.detectors import DetectorError, Published, open_detector
-from fastdgl.fidelity.download import cache_folder
+from fastdgl.download import cache_folder
 from fastdgl.fidelity.metrics import METRICS
 
 CPU = torch.device("cpu")

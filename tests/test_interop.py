@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import struct
+import sys
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from click.testing import CliRunner
 from foreign_files import nvidia_network, pickled, write_nvidia
 from numerics import GOLDEN, assert_close, normal
+from tensorflow_files import discriminator, generator, pickled as tensorflow_pickled, write_tensorflow
 
 import fastdgl
 from fastdgl import checkpoints, config as configs, interop, models, train
@@ -306,18 +308,35 @@ GOLDEN_UNCOND = nvidia_golden("uncond")
 @pytest.mark.parametrize(("changes", "said"), [
     pytest.param({"G_changes": {"synthesis.b8": {"architecture": "resnet"}}},
                  "G: synthesis.b8 has architecture 'resnet'; fastdgl's StyleGAN2 has 'skip'", id="resnet-generator"),
-    pytest.param({"D_changes": {"b4": {"architecture": "orig"}}}, "D: b4 has architecture 'orig'", id="orig-discriminator"),
     pytest.param({"G_changes": {"mapping.fc0": {"bias_gain": 1}}},
                  "G: mapping.fc0 has bias_gain 1; fastdgl's StyleGAN2 has 0.01", id="learning-rate"),
     pytest.param({"G_changes": {"synthesis.b8.conv0": {"activation": "relu"}}}, "G: synthesis.b8.conv0 has activation 'relu'", id="activation"),
-    pytest.param({"D_changes": {"b4.mbstd": {"num_channels": 4}}}, "D: b4.mbstd has num_channels 4", id="standard-deviations"),
-    pytest.param({"D_changes": {"b4.mbstd": {"group_size": None}}}, "over groups of None", id="group-of-the-whole-batch"),
     pytest.param({"low": (8,)}, "G: computes in 16 bits at 8; fastdgl does so at the highest resolutions alone", id="low-precision"),
     pytest.param({"G_changes": {"synthesis.b8.conv0": {"conv_clamp": 256}}}, "G: its layers have different conv_clamp", id="clamps"),
 ])
 def test_a_layer_that_computes_something_else_is_refused(tmp_path, changes, said):
     path = write_nvidia(tmp_path / "a.pkl", GOLDEN_UNCOND.G, GOLDEN_UNCOND.D, **changes)
     assert f"{path}: " in refused(path) and said in refused(path)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    pytest.param({"b4": {"architecture": "orig"}}, "D: b4 has architecture 'orig'", id="orig"),
+    pytest.param({"b8": {"architecture": "skip"}}, "D: b8 has architecture 'skip'", id="skip"),
+    pytest.param({"b4.mbstd": {"num_channels": 4}}, "D: b4.mbstd has num_channels 4", id="standard-deviations"),
+    pytest.param({"b4.mbstd": {"group_size": None}}, "over groups of None", id="group-of-the-whole-batch"),
+    pytest.param({"b8.conv0": {"activation": "relu"}}, "D: b8.conv0 has activation 'relu'", id="activation"),
+    pytest.param({"b8.conv0": {"conv_clamp": 8}}, "D: its layers have different conv_clamp", id="clamps"),
+])
+@torch.no_grad()
+def test_a_discriminator_that_cannot_be_built_is_left_out_and_does_not_teach(tmp_path, changes, said):
+    golden = GOLDEN_UNCOND
+    path = write_nvidia(tmp_path / "a.pkl", golden.G, golden.D, D_changes=changes)
+    snapshot = open_snapshot(path)
+    assert snapshot.names == ["G", "G_ema"] and said in snapshot.notes[-1] and "its discriminator is left out" in snapshot.notes[-1]
+    assert_close(snapshot.network("G_ema")(golden.z, golden.c, noise_mode="const"), golden.img, tolerance=1e-4)
+    with pytest.raises(CheckpointError) as error:
+        open_teacher(str(path), run_of(8), images_like(golden), 1)
+    assert said in str(error.value) and str(error.value).count(str(path)) == 1 and "\n" not in str(error.value)
 
 
 def test_stylegan3_is_refused_by_its_name(tmp_path):
@@ -342,7 +361,8 @@ def test_a_module_that_is_in_itself_is_refused(tmp_path, monkeypatch):
     pytest.param([1, 2], "is list; expected", id="no-dict"),
     pytest.param({"params_ema": {"conv_first.weight": torch.zeros(2, 2)}},
                  "has no to_rgb1.conv.weight, so it is no network that fastdgl knows", id="other"),
-    pytest.param({"shared.weight": torch.zeros(2, 2)}, "or the folder that holds G.pth, D.pth, G_ema.pth (BigGAN-PyTorch)", id="biggan-alone"),
+    pytest.param({"shared.weight": torch.zeros(2, 2)}, "is a dict of shared.weight; expected G, D, G_ema (NVIDIA)", id="biggan-alone"),
+    pytest.param({"x": 1}, "or the folder that holds G.pth, D.pth, G_ema.pth (BigGAN-PyTorch)", id="numbers"),
     pytest.param({"params": {"final_linear.0.weight": torch.zeros(2, 2)}}, "params is a discriminator by itself", id="discriminator"),
     pytest.param({"g_ema": {"a": 1}}, "g_ema: 'a' is no tensor", id="no-tensors"),
 ])
@@ -399,7 +419,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_a_sentence(tmp_path, mon
     pytest.param(lambda g: g.update({"noises.noise_2": torch.zeros(4, 1, 4, 4)}), "noises.noise_2 is [4, 1, 4, 4]", id="shape"),
     pytest.param(lambda g: g.update({"conv1.conv.weight": torch.zeros(1, 8, 8, 1, 1)}),
                  "b4.conv1.weight is [8, 8, 1, 1] instead of [8, 8, 3, 3]", id="size"),
-    pytest.param(lambda g: g.update({"to_rgbs.0.conv.weight": torch.zeros(1, 3, 16, 1, 1)}), "its channels are 8 at 4x4, 16 at 8x8", id="widths"),
+    pytest.param(lambda g: g.update({"to_rgbs.0.conv.weight": torch.zeros(1, 3, 16, 1, 1)}), "b8.conv0.weight is [4, 8, 3, 3] instead of", id="widths"),
 ])
 def test_a_state_dict_that_is_no_stylegan2_is_refused(tmp_path, change, said):
     convert(write_snapshot(tmp_path / "a.safetensors", TINY, None), tmp_path / "b.pt")
@@ -689,3 +709,282 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     names = {}
     exec(example, names)
     assert names["images"].shape == (4, 3, *[GOLDEN_UNCOND.meta["generator"]["img_resolution"]] * 2)
+
+
+def saved(state, *wrappers):
+    """A state dict as of a network within others."""
+    return {".".join([*wrappers, key]): value for key, value in state.items()}
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """State dicts of one file, and what its average draws."""
+    states = random_states()
+    G = models.generator("stylegan2", SMALL).eval()
+    G.load_state_dict(states["G_ema"])
+    with torch.no_grad():
+        return SimpleNamespace(**states, z=normal(2, 6, dtype=torch.float32), images=draws_of(G, normal(2, 6, dtype=torch.float32)))
+
+
+@torch.no_grad()
+def draws_of(G, z):
+    return G(z, truncation_psi=0.5, noise_mode="const")
+
+
+FORMS = {
+    "state-dict": lambda n: dict(n.G_ema),
+    "data-parallel": lambda n: saved(n.G_ema, "module"),
+    "twice-wrapped": lambda n: saved(n.G_ema, "module", "module"),
+    "compiled": lambda n: saved(n.G_ema, "_orig_mod"),
+    "wrapped-and-compiled": lambda n: saved(n.G_ema, "module", "_orig_mod"),
+    "compiled-inside": lambda n: {key.replace("synthesis.", "synthesis._orig_mod."): value for key, value in n.G_ema.items()},
+    "averaged-model": lambda n: {"n_averaged": torch.tensor(7), **saved(n.G_ema, "module")},
+    "ema-in-a-dict": lambda n: {"G_ema": dict(n.G_ema)},
+    "all-in-a-dict": lambda n: {"G": n.G, "D": n.D, "G_ema": n.G_ema, "step": 3},
+    "other-words": lambda n: {"generator": n.G, "discriminator": saved(n.D, "module"), "generator_ema": n.G_ema},
+    "state-dict-in-a-dict": lambda n: {"state_dict": saved(n.G_ema, "module"), "epoch": 5},
+    "one-dict-of-all": lambda n: saved(n.G, "G") | saved(n.D, "D") | saved(n.G_ema, "G_ema"),
+    "of-a-trainer": lambda n: {"state_dict": saved(n.G, "netG") | saved(n.D, "netD") | saved(n.G_ema, "netG_ema"), "lr": 1e-3},
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_a_network_is_read_however_it_was_saved(tmp_path, networks, form):
+    data = form(networks)
+    torch.save(data, tmp_path / "a.pt")
+    snapshot = open_snapshot(tmp_path / "a.pt")
+    assert torch.equal(draws_of(snapshot.network("G_ema"), networks.z), networks.images)
+    if "D" in snapshot.names:
+        assert all(torch.equal(value, networks.D[key]) for key, value in snapshot.state_dict("D").items())
+        assert all(torch.equal(value, networks.G[key]) for key, value in snapshot.state_dict("G").items())
+    assert ("D" in snapshot.names) == (form in [FORMS[name] for name in ("all-in-a-dict", "other-words", "one-dict-of-all", "of-a-trainer")])
+    assert any("a state dict does not say" in note for note in snapshot.notes)
+
+
+@pytest.mark.parametrize("student", [{"fraction": 0.5}, {"fraction": 0.25, "narrow_const": True}, {"channels": [10, 7, 3]}, {"channels": [8, 12, 4], "fraction": 0.5}],
+                         ids=["wide-constant", "narrow", "listed", "listed-wide-constant"])
+def test_the_state_dict_of_a_student_says_its_widths(tmp_path, student):
+    states = random_states(SMALL | student, None)
+    torch.save(states["G_ema"], tmp_path / "a.pt")
+    found = open_snapshot(tmp_path / "a.pt").network("G_ema")
+    assert all(torch.equal(value, states["G_ema"][key]) for key, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize("leave_out", ["resample_filter", "noise_const", "w_avg"])
+def test_buffers_that_a_state_dict_leaves_out_are_made_up_and_said_to_be(tmp_path, networks, leave_out):
+    torch.save({key: value for key, value in networks.G_ema.items() if not key.endswith(leave_out)}, tmp_path / "a.pt")
+    snapshot = open_snapshot(tmp_path / "a.pt")
+    assert snapshot.network("G_ema").state_dict().keys() == networks.G_ema.keys()
+    said = {"resample_filter": "", "noise_const": "the fixed noise of the layers is not in the file", "w_avg": "the mean of w, to which truncation pulls"}
+    assert any(said[leave_out] in note for note in snapshot.notes)
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    pytest.param(lambda n: n.D, "holds a discriminator by itself, which generates nothing", id="D"),
+    pytest.param(lambda n: {"netD": n.D}, "holds a discriminator by itself, at netD", id="D-in-a-dict"),
+    pytest.param(lambda n: {"a": n.G, "b": n.G}, "holds more than one G, at 'a' and 'b'", id="two"),
+    pytest.param(lambda n: {"g": n.G} | saved(n.G_ema, "g"), "holds more than one G, at 'g' and 'g'", id="twice"),
+    pytest.param(lambda n: n.G | saved({"synthesis.b4.const": n.G["synthesis.b4.const"]}, "module"), "is there twice, once in a wrapper", id="wrapped-too"),
+])
+def test_a_file_whose_generator_is_not_clear_is_refused(tmp_path, networks, data, said):
+    torch.save(data(networks), tmp_path / "a.pt")
+    assert said in refused(tmp_path / "a.pt")
+
+
+@pytest.fixture(scope="module")
+def of_rosinality(tmp_path_factory):
+    """What rosinality's train.py saves, of networks whose mean of w is known."""
+    folder = tmp_path_factory.mktemp("rosinality")
+    convert(write_snapshot(folder / "a.safetensors"), folder / "b.pt")
+    return torch.load(folder / "b.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("shape", ["[6]", "[1, 6]", "[6, 6]", "[1, 6, 6]", "[6], numpy"])
+def test_the_mean_of_w_is_read_in_any_shape(tmp_path, of_rosinality, shape):
+    w = of_rosinality["latent_avg"]
+    shaped = {"[6]": w, "[1, 6]": w[None], "[6, 6]": w.repeat(6, 1), "[1, 6, 6]": w.repeat(1, 6, 1), "[6], numpy": w.numpy()}[shape]
+    torch.save(of_rosinality | {"latent_avg": shaped}, tmp_path / "a.pt")
+    snapshot = open_snapshot(tmp_path / "a.pt")
+    assert torch.equal(snapshot.network("G_ema").mapping.w_avg, w) and not any("mean" in note for note in snapshot.notes)
+
+
+def test_a_mean_of_w_for_each_layer_becomes_one_and_is_said_to(tmp_path, of_rosinality):
+    w = of_rosinality["latent_avg"]
+    torch.save(of_rosinality | {"latent_avg": torch.stack([w, w + 2])}, tmp_path / "a.pt")
+    snapshot = open_snapshot(tmp_path / "a.pt")
+    assert torch.equal(snapshot.network("G_ema").mapping.w_avg, torch.stack([w, w + 2]).mean(dim=0))
+    assert any("latent_avg is another w for each of 2 layers" in note for note in snapshot.notes)
+
+
+@pytest.mark.parametrize("latent_avg", [torch.zeros(5), torch.zeros(6, 1), torch.zeros(()), torch.zeros(0, 6)], ids=lambda x: str(list(x.shape)))
+def test_a_mean_of_w_of_another_size_is_refused_by_its_name(tmp_path, of_rosinality, latent_avg):
+    torch.save(of_rosinality | {"latent_avg": latent_avg}, tmp_path / "a.pt")
+    assert f"latent_avg is {list(latent_avg.shape)}; expected [6], [1, 6] or a row of 6 for each layer" in refused(tmp_path / "a.pt")
+
+
+def test_a_generator_of_rosinalitys_without_noise_is_read(tmp_path, of_rosinality):
+    """As older converters wrote it, here within an encoder's checkpoint and wrapped."""
+    g = {key: value for key, value in of_rosinality["g_ema"].items() if not key.startswith("noises.")}
+    torch.save({"state_dict": saved(g, "module", "decoder") | {"encoder.x": torch.zeros(2)}, "latent_avg": of_rosinality["latent_avg"].repeat(6, 1)}, tmp_path / "a.pt")
+    a, b = (open_snapshot(tmp_path / "a.pt") for _ in range(2))
+    assert any("the fixed noise of the layers is not in the file" in note for note in a.notes)
+    for key, value in a.state_dict("G_ema").items():
+        assert torch.equal(value, b.state_dict("G_ema")[key])
+    z, full = normal(2, 6, dtype=torch.float32), tmp_path / "full.pt"
+    torch.save(of_rosinality, full)
+    with torch.no_grad():
+        images = [open_snapshot(path).network("G_ema")(z, truncation_psi=0.5, noise_mode="none") for path in (tmp_path / "a.pt", full)]
+    assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda d: d.pop("convs.1.conv2.2.bias"), lambda d: d.update({"convs.9.conv.weight": torch.zeros(1)}),
+    lambda d: d.update({"final_linear.0.weight": torch.zeros(3, 3)})], ids=["missing", "more", "shape"])
+def test_a_discriminator_of_rosinalitys_that_is_another_is_left_out(tmp_path, of_rosinality, damage):
+    d = dict(of_rosinality["d"])
+    damage(d)
+    torch.save(of_rosinality | {"d": d}, tmp_path / "a.pt")
+    snapshot = open_snapshot(tmp_path / "a.pt")
+    assert snapshot.names == ["G", "G_ema"] and "its discriminator is left out, since fastdgl cannot build it" in snapshot.notes[-1]
+
+
+@pytest.mark.parametrize("pruned", [[154, 154, 77], [5, 9, 2], [1, 1, 1]], ids=str)
+def test_widths_that_follow_no_rule_go_there_and_back(tmp_path, pruned):
+    """Such as pruning leaves: of CAGAN's 512 to 154, of 256 to 77."""
+    source = write_snapshot(tmp_path / "a.safetensors", SMALL | {"channels": pruned}, SMALL_D)
+    for path, destination in ((source, tmp_path / "b.pt"), (tmp_path / "b.pt", tmp_path / "c.safetensors")):
+        result = convert(path, destination)
+        assert result.exit_code == 0, result.output
+    there, back = (open_snapshot(tmp_path / name) for name in ("a.safetensors", "c.safetensors"))
+    assert [block.conv1.weight.shape[0] for block in back.network("G").synthesis.blocks] == pruned
+    assert all(torch.equal(value, back.state_dict("G_ema")[key]) for key, value in there.state_dict("G_ema").items())
+
+
+def copies(folder, *suffixes, network=("G", "D", "G_ema")):
+    """Copies of the networks in a folder, each with another bias."""
+    for i, suffix in enumerate(suffixes):
+        for name in network:
+            state = torch.load(folder / f"{name}.pth", weights_only=True)
+            state["linear.bias"] = state["linear.bias"] + i + 1
+            torch.save(state, folder / f"{name}{suffix}.pth")
+
+
+def bias_of(path, name="G_ema"):
+    return open_snapshot(path).state_dict(name)["linear.bias"]
+
+
+def test_the_best_and_the_copies_of_a_biggan_are_read_by_their_files(biggan):
+    copies(biggan.path, "_best0", "_copy1")
+    (biggan.path / "G_optim.pth").write_bytes(b"none of its business")
+    last = torch.load(biggan.path / "G_ema.pth", weights_only=True)["linear.bias"]
+    assert torch.equal(bias_of(biggan.path), last)
+    assert "for others in the folder name their file: G_ema_best0.pth, G_ema_copy1.pth" in open_snapshot(biggan.path).notes[0]
+    for i, suffix in enumerate(("_best0", "_copy1")):
+        for name in ("G_ema", "D"):
+            snapshot = open_snapshot(biggan.path / f"{name}{suffix}.pth")
+            assert snapshot.names == ["G", "D", "G_ema"] and torch.equal(snapshot.state_dict("G_ema")["linear.bias"], last + i + 1)
+            D = torch.load(biggan.path / f"D{suffix}.pth", weights_only=True)
+            assert torch.equal(snapshot.state_dict("D")["linear.bias"], D["linear.bias"])
+
+
+def test_a_folder_of_copies_alone_stands_for_the_best_that_came_last(biggan):
+    copies(biggan.path, "_best0", "_best1", "_copy7")
+    for name in ("G", "D", "G_ema"):
+        (biggan.path / f"{name}.pth").unlink()
+    for suffix, steps in (("_best0", 900), ("_best1", 300), ("_copy7", 1200)):
+        torch.save({"itr": steps, "best_IS": 1.0}, biggan.path / f"state_dict{suffix}.pth")
+    assert torch.equal(bias_of(biggan.path), torch.load(biggan.path / "G_ema_best0.pth", weights_only=True)["linear.bias"])
+    assert open_snapshot(biggan.path).notes[0].startswith("G_ema_best0.pth and what belongs to it are taken")
+
+
+def test_the_generator_of_a_biggan_by_its_file_is_not_the_average(biggan):
+    copies(biggan.path, "_best0", network=["G"])
+    os.replace(biggan.path / "G_best0.pth", biggan.path / "G.pth")
+    assert torch.equal(bias_of(biggan.path / "G.pth"), torch.load(biggan.path / "G.pth", weights_only=True)["linear.bias"])
+    assert not torch.equal(bias_of(biggan.path / "G.pth"), bias_of(biggan.path))
+
+
+@pytest.mark.parametrize("norm", ["cross_replica", "cross_replica-1.0", "mybn", "mybn-standing"])
+@torch.no_grad()
+def test_the_batch_norms_of_other_modes_of_biggan_pytorch_are_read(biggan, norm):
+    for name in ("G", "G_ema"):
+        state = torch.load(biggan.path / f"{name}.pth", weights_only=True)
+        for key in [key for key in state if key.endswith(("stored_mean", "stored_var"))]:
+            value, (place, _, kind) = state.pop(key), key.rpartition(".")
+            if norm.startswith("cross_replica"):
+                state[f"{place}.bn.{kind.replace('stored', 'running')}"] = value
+                state[f"{place}.bn.num_batches_tracked"] = torch.tensor(9)
+                if norm.endswith("1.0"):
+                    state |= {f"{place}.bn._tmp_running_mean": value, f"{place}.bn._running_iter": torch.ones(1)}
+            else:
+                batches = 16.0 if norm.endswith("standing") else 0.0
+                state |= {f"{place}.bn.{kind}": value * (batches or 1), f"{place}.bn.accumulation_counter": torch.tensor([batches])}
+        torch.save(saved(state, "module"), biggan.path / f"{name}.pth")
+    assert_close(open_snapshot(biggan.path).network("G_ema")(biggan.z, biggan.c), biggan.img, tolerance=1e-4)
+
+
+def of_few_digits(states):
+    """Their styles are added to 1, ours hold the 1: with these biases the sum is exact."""
+    return {name: {key: (value * 2**12).round() / 2**12 if key.endswith("affine.bias") else value for key, value in state.items()} for name, state in states.items()}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@torch.no_grad()
+def test_a_pickle_of_tensorflows_paints_and_judges_as_ours(tmp_path, protocol):
+    states = of_few_digits(random_states())
+    G, D = models.generator("stylegan2", SMALL).eval(), models.discriminator("stylegan2", SMALL_D).eval()
+    G.load_state_dict(states["G_ema"])
+    D.load_state_dict(states["D"])
+    before = set(sys.modules)
+    snapshot = open_snapshot(write_tensorflow(tmp_path / "ffhq.pkl", states, protocol))
+    assert not {name for name in set(sys.modules) - before if name.startswith(("tensorflow", "dnnlib"))}
+    z, real = normal(2, 6, dtype=torch.float32), normal(4, 3, 16, 16, dtype=torch.float32)
+    assert torch.equal(draws_of(snapshot.network("G_ema"), z), draws_of(G, z))
+    assert torch.equal(snapshot.network("D")(real), D(real))
+    assert all(torch.equal(value, states["G"][key]) for key, value in snapshot.state_dict("G").items())
+    assert snapshot.notes == []
+
+
+@pytest.mark.parametrize("form", ["the average alone", "in a dict", "without D", "of stylegan2-ada with classes", "wide constant", "grey"])
+def test_other_pickles_of_tensorflows_are_read(tmp_path, form):
+    changes = {"of stylegan2-ada with classes": {"c_dim": 3}, "wide constant": {"fraction": 0.5}, "grey": {"img_channels": 1}}.get(form, {})
+    states = of_few_digits(random_states(SMALL | changes, SMALL_D | {"img_channels": changes.get("img_channels", 3)}))
+    G, D, Gs = (generator("G", states["G"]), discriminator(states["D"], mbstd_group_size=8), generator("Gs", states["G_ema"]))
+    data = {"the average alone": Gs, "in a dict": {"G": G, "D": D, "G_ema": Gs, "args": 3}, "without D": (G, Gs)}.get(form, (G, D, Gs))
+    (tmp_path / "a.pkl").write_bytes(tensorflow_pickled(data))
+    snapshot = open_snapshot(tmp_path / "a.pkl")
+    assert all(torch.equal(value, states["G_ema"][key]) for key, value in snapshot.network("G_ema").state_dict().items())
+    if "D" in snapshot.names:
+        assert snapshot.minibatch_group == 8
+    assert ("D" in snapshot.names) == (form not in ("the average alone", "without D"))
+
+
+@pytest.mark.parametrize(("G", "D", "said"), [
+    ({"architecture": "resnet"}, {}, "was built with architecture 'resnet'; fastdgl's StyleGAN2 has 'skip'"),
+    ({"nonlinearity": "relu"}, {}, "was built with nonlinearity 'relu'"),
+    ({"resample_kernel": [1, 2, 1]}, {}, "was built with resample_kernel [1, 2, 1]"),
+    ({"mapping_lrmul": 1}, {}, "was built with mapping_lrmul 1"),
+])
+def test_another_stylegan_of_tensorflows_is_refused(tmp_path, networks, G, D, said):
+    states = {name: getattr(networks, name) for name in ("G", "D", "G_ema")}
+    assert said in refused(write_tensorflow(tmp_path / "a.pkl", states, G=G, D=D))
+
+
+@pytest.mark.parametrize(("D", "said"), [({"architecture": "orig"}, "architecture 'orig'"), ({"mbstd_group_size": None}, "over groups of None"),
+                                         ({"label_size": 10}, "takes classes as the code of TensorFlow does")])
+def test_a_discriminator_of_tensorflows_that_cannot_be_built_is_left_out(tmp_path, networks, D, said):
+    states = {name: getattr(networks, name) for name in ("G", "D", "G_ema")}
+    snapshot = open_snapshot(write_tensorflow(tmp_path / "a.pkl", states, D=D))
+    assert snapshot.names == ["G", "G_ema"] and said in snapshot.notes[-1]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda n: n.state["components"]["synthesis"].state["variables"].pop(), lambda n: n.state["variables"].clear(),
+    lambda n: n.state["components"].pop("mapping"), lambda n: n.state.update(components={"synthesis": 3}),
+    lambda n: n.state.update(variables=[("dlatent_avg", np.zeros((2, 2)))]), lambda n: n.state.update(variables=3),
+    lambda n: n.state.update(static_kwargs=None), lambda n: n.state.pop("name"), lambda n: n.state["components"].update(mapping=n)])
+def test_a_damaged_pickle_of_tensorflows_is_refused_in_a_sentence(tmp_path, networks, damage):
+    network = generator("Gs", networks.G_ema)
+    damage(network)
+    (tmp_path / "a.pkl").write_bytes(tensorflow_pickled(network))
+    refused(tmp_path / "a.pkl")

@@ -14,8 +14,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # a module may import those above it, never those beside or below
 ORDER = [
-    "atomic_files paths precision sentences",
-    "config interop",
+    "atomic_files onnx_opsets paths precision sentences",
+    "config interop download",
     "config_reference losses ema images journal grids latents",
     "models packing",
     "guidance engines",

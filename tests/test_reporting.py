@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from tiny_networks import BIGGAN, STYLEGAN2, save
+from tiny_runs import of_launchers
 
 from fastdgl.checkpoints import BEST_NAME, keep_as_best, open_snapshot
 from fastdgl.cli import main
@@ -395,3 +396,25 @@ def test_the_installed_package_has_the_template():
     root = Path(__file__).parents[1]
     run = subprocess.run([sys.executable, "-c", script], cwd=root, env={"PYTHONPATH": f"{root}:{root / 'kernels'}"}, capture_output=True, text=True)
     assert run.stdout.strip() == "True", run.stderr
+
+
+MEASURED = """
+import sys, torch
+from pathlib import Path
+from fastdgl.reporting import measurements
+modules = []
+resident = measurements.resident
+measurements.resident = lambda what: modules.append(set(sys.modules)) or resident(what)
+measurements.peak_in_this_process(Path(sys.argv[1]), 2, "cpu", 1)
+print(*sorted(modules[-1] - modules[0]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak memory of a process")
+def test_peak_memory_counts_no_module_of_python(tmp_path):
+    """What PyTorch imports when it is first asked for it was most of a small network's memory."""
+    save(tmp_path / "a" / NAME, STYLEGAN2, 0, None)
+    save(tmp_path / "b" / NAME, BIGGAN, 3, None)
+    for name in ("a", "b"):
+        run = subprocess.run([sys.executable, "-c", MEASURED, tmp_path / name / NAME], env=of_launchers(), capture_output=True, text=True)
+        assert run.returncode == 0 and run.stdout.split() == [], run.stdout + run.stderr

@@ -189,3 +189,12 @@ def test_truncation_is_of_w_in_a_stylegan2_and_of_z_in_a_biggan():
     z = G.sample_z(5, 0.5)
     assert z.abs().max() <= 0.5 < G.sample_z(5).abs().max()
     assert np.array_equal(draw(G, z, c, 0.5), draw(G, z, c))
+
+
+@pytest.mark.parametrize(("batch", "largest"), [(1, 1), (3, 3), (20, 20), (1000, 32)])
+def test_a_sheet_is_generated_in_batches_no_larger_than_trainings(tmp_path, batch, largest):
+    G, sizes = generator(), []
+    G.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    sheet = SampleSheet(dataset(tmp_path), Z, seed=0, device=CPU, batch=batch)
+    sheet.save_fake(tmp_path / "fakes.png", G)
+    assert max(sizes) == largest and sum(sizes) == len(sheet.z)

@@ -10,7 +10,7 @@ from numerics import GOLDEN, assert_close, normal
 
 from fastdgl.losses import nonsaturating_generator_loss, path_lengths, r1_penalty
 from fastdgl.models.layers import MinibatchStdLayer
-from fastdgl.models.stylegan2 import Discriminator, Generator, channels_at, resolutions
+from fastdgl.models.stylegan2 import Discriminator, Generator, full_widths, narrowed, resolutions
 
 SMALL = {"z_dim": 8, "w_dim": 12, "img_resolution": 32, "mapping_layers": 2, "channel_base": 256, "channel_max": 16}
 SMALL_D = {"img_resolution": 32, "channel_base": 256, "channel_max": 16}
@@ -132,8 +132,8 @@ def test_refuses_a_fraction_that_leaves_part_of_a_channel(network):
 
 @pytest.mark.parametrize(("resolution", "channels"), [(4, 512), (64, 512), (128, 256), (1024, 32)])
 def test_width_is_the_papers(resolution, channels):
-    assert channels_at(resolution, 32768, 512, 1) == channels
-    assert channels_at(resolution, 32768, 512, 0.125) == channels // 8
+    widths = full_widths(1024, 32768, 512, None)
+    assert widths[resolution] == channels and narrowed(widths, 0.125)[resolution] == channels // 8
 
 
 @pytest.mark.parametrize(("resolution", "num_ws"), [(8, 4), (32, 8), (1024, 18)])

@@ -17,6 +17,7 @@ from ranks import free_port
 from tiny_runs import SCRIPT, dump, launch, networks, refusal, same, statistics, switch_off, train
 from toy_detectors import Averager, Seer
 
+from fastdgl import training_metrics
 from fastdgl.atomic_files import DiskFullError
 from fastdgl.checkpoints import BEST_NAME, CheckpointError, SNAPSHOT_NAME, open_snapshot, saved_checkpoints, saved_snapshots
 from fastdgl.cli import main as cli
@@ -383,3 +384,12 @@ def test_two_ranks_evaluate_together(files, tmp_path):
     assert CliRunner().invoke(cli, ["evaluate", *map(str, arguments)]).exit_code == 0
     # a sum in another order may take one level to the next
     assert lines(folder)[-1]["results"] == pytest.approx(line["results"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "most"), [(64, 1, 8), (64, 2, 4), (3, 1, 3), (64, 4, 2)])
+def test_are_of_images_generated_in_batches_no_larger_than_trainings(written, monkeypatch, batch, accumulate, most):
+    asked = []
+    monkeypatch.setattr(training_metrics, "evaluated", lambda *arguments, **options: asked.append(options["batch"]) or [])
+    train("--config", written(names=["fid50k_full"], every=9, batch=batch), f"train.accumulate_generator={accumulate}", "train.kimg=0.008",
+          "loss.path_length_interval=0")
+    assert asked == [most]

@@ -149,7 +149,8 @@ ATTACKS = {
     "change-of-a-class": (lambda command: opcodes("argparse", "Namespace", STACK_GLOBAL, *SET_AN_ATTRIBUTE), "damaged"),
     "change-of-a-tensor": (lambda command: pickled(torch.zeros(4))[:-1] + GIVE_HOOKS + b".", "change a tensor"),
     "something-outside": (lambda command: b"\x80\x02Pos.system\n.", "outside"),
-    "tensorflow": (lambda command: opcodes("dnnlib.tflib.network", "Network", STACK_GLOBAL), "legacy.py"),
+    "tensorflow": (lambda command: opcodes("dnnlib.tflib.tfutil", "run", STACK_GLOBAL), "written by TensorFlow"),
+    "change-of-a-network-class": (lambda command: opcodes("dnnlib.tflib.network", "Network", STACK_GLOBAL, *SET_AN_ATTRIBUTE), "damaged"),
 }
 
 

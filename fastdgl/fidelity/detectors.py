@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..download import DownloadError, cache_folder, download
 from ..engines import first_rank_decides
 from ..images.files import sha256_of_file
-from .download import DownloadError, cache_folder, download
 
 # how far from 1 the probabilities of an image may sum, in fp16
 ROUNDING = 1e-2

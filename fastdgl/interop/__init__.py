@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from ..atomic_files import atomically
-from . import ajbrock, basicsr, nvidia, rosinality
-from .networks import Networks
-from .unpickling import PICKLE_MAGIC, ZIP_MAGIC, ForeignFileError, load
+from . import ajbrock, basicsr, nvidia, rosinality, tensorflow
+from .forms import contents
+from .networks import Networks, checked_state
+from .unpickling import PICKLE_MAGIC, ZIP_MAGIC, ForeignFileError, PersistentObject, load
 
 __all__ = ["ForeignFileError", "Networks", "is_foreign", "read", "write"]
 
-READERS = (nvidia, rosinality, basicsr)
+# of networks that lie in one file
+READERS = {"nvidia": nvidia, "rosinality": rosinality, "basicsr": basicsr}
 WRITERS = {".pt": rosinality, ".pth": basicsr}
 
 
@@ -45,18 +47,42 @@ def read(path: Path) -> Networks:
         return ajbrock.read(path)
     data = load(path)
     try:
-        return _networks(data)
+        return _networks(data, path)
     except RecursionError:
         raise ForeignFileError("holds data within data, too deep to be networks") from None
 
 
-def _networks(data: Any) -> Networks:
-    for reader in READERS:
-        if reader.recognises(data):
-            return reader.read(data)
+def _networks(data: Any, path: Path) -> Networks:
+    theirs = tensorflow.networks_in(data)
+    if theirs:
+        return tensorflow.read(theirs, data)
+    found = contents(data)
+    if not found.networks:
+        raise ForeignFileError(_nothing_in(data))
+    states: dict[str, Any] = {name: network.state for name, network in found.networks.items()}
+    if found.codebase == "biggan":
+        return ajbrock.read_beside(path, states)
+    return READERS[found.codebase].networks(states, found.latent_avg, found.rest)
+
+
+def _nothing_in(data: Any) -> str:
+    """Why there is no network in `data`, of what it looks like.
+
+    Raises:
+        ForeignFileError: A state dict in it is none.
+    """
+    if isinstance(data, dict):
+        for key in ("g_ema", "g", "params_ema", "params"):
+            if isinstance(data.get(key), dict):
+                state = checked_state(data[key], key)
+                if "final_linear.0.weight" in state:
+                    return f"{key} is a discriminator by itself; expected a generator"
+                return f"{key} has no to_rgb1.conv.weight, so it is no network that fastdgl knows"
     found = f"a dict of {', '.join(sorted(map(str, data))[:5])}" if isinstance(data, dict) else type(data).__name__
-    raise ForeignFileError(f"is {found}; expected G, D, G_ema (NVIDIA), g, d, g_ema (rosinality) or params_ema (BasicSR), "
-                           f"or the folder that holds {', '.join(ajbrock.FILES.values())} (BigGAN-PyTorch)")
+    if isinstance(data, PersistentObject):
+        found = f"an object {data.class_name} of NVIDIA's code"
+    return (f"is {found}; expected G, D, G_ema (NVIDIA), g, d, g_ema (rosinality) or params_ema (BasicSR), one network or its state dict, "
+            f"or the folder that holds {', '.join(ajbrock.FILES.values())} (BigGAN-PyTorch)")
 
 
 def write(path: Path, networks: Networks) -> list[str]:

@@ -4,12 +4,11 @@ They are rosinality's with other names, and keep no filters. A discriminator is 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import rosinality
-from .networks import Networks, checked_state
-from .unpickling import ForeignFileError
+from .networks import Networks, State
 
 NAMES = {"params": "G", "params_ema": "G_ema"}
 
@@ -28,24 +27,10 @@ def renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     return key
 
 
-def recognises(data: Any) -> bool:
-    return isinstance(data, dict) and any(isinstance(data.get(name), dict) for name in NAMES)
-
-
-def read(data: Mapping[str, Any]) -> Networks:
-    """The generator of a file.
-
-    Raises:
-        ForeignFileError: It is no StyleGAN2, or one that fastdgl cannot build.
-    """
-    found = {}
-    for theirs, ours in NAMES.items():
-        if data.get(theirs) is not None:
-            state = checked_state(data[theirs], theirs)
-            if "final_linear.0.weight" in state:
-                raise ForeignFileError(f"{theirs} is a discriminator by itself; expected a generator")
-            found[ours] = {renamed(key, TO_ROSINALITY): value for key, value in state.items()}
-    return rosinality.networks(found, {key: value for key, value in data.items() if key not in NAMES})
+def networks(found: Mapping[str, State], latent_avg: Any, rest: Iterable[str]) -> Networks:
+    """As `rosinality.networks`, of state dicts in BasicSR's names."""
+    theirs = {name: {renamed(key, TO_ROSINALITY): value for key, value in state.items()} for name, state in found.items()}
+    return rosinality.networks(theirs, latent_avg, rest)
 
 
 def write(networks: Networks) -> tuple[dict[str, Any], list[str]]:

@@ -11,6 +11,8 @@ from ..sentences import printable
 from .unpickling import Array, ForeignFileError
 
 State = dict[str, Tensor]
+# modules around a network: DataParallel and its like, torch.compile, FSDP, activation checkpointing, DeepSpeed
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 
 
 @dataclass(frozen=True)
@@ -20,16 +22,23 @@ class Networks:
     arguments: `{"G": ..., "D": ...}`, what builds them; without "D" where the file has none.
     states: By name: G, G_ema, and D where the file has one. Where the file holds no G, it is G_ema's.
     notes: What the file holds and these do not, and what these hold and the file does not, a sentence each.
+    unusable: Why fastdgl cannot build the file's D, which is left out; empty where it can, or where there is none.
     """
 
     family: str
     arguments: Mapping[str, Mapping[str, Any]]
     states: Mapping[str, State]
     notes: list[str] = field(default_factory=list)
+    unusable: str = ""
+
+
+def unwrapped(key: str) -> str:
+    """The name of a parameter without those of the modules that wrapped the network when it was saved."""
+    return ".".join(part for part in key.split(".") if part not in WRAPPERS)
 
 
 def checked_state(data: Any, what: str) -> State:
-    """`data` as a state dict in fp32.
+    """`data` as a state dict in fp32, under the names that its tensors have in the network alone.
 
     Raises:
         ForeignFileError: It is none.
@@ -41,8 +50,37 @@ def checked_state(data: Any, what: str) -> State:
         value = torch.from_numpy(value.value) if isinstance(value, Array) else value
         if not isinstance(value, Tensor):
             raise ForeignFileError(f"{what}: {key!r} is no tensor")
-        state[str(key)] = value.as_subclass(Tensor).float()
+        name = unwrapped(str(key))
+        if name in state:
+            raise ForeignFileError(f"{what}: {key!r} is there twice, once in a wrapper")
+        state[name] = value.as_subclass(Tensor).float()
+    # of torch.optim.swa_utils.AveragedModel
+    state.pop("n_averaged", None)
     return state
+
+
+def mean_latent(value: Any, w_dim: int) -> tuple[Tensor, list[str]]:
+    """The mean of w `[w_dim]` from what a file has of it: one w, one for each layer, or either in a batch; and what is lost.
+
+    Raises:
+        ForeignFileError: It is of another shape.
+    """
+    w = checked_state({"latent_avg": value}, "the file")["latent_avg"]
+    if w.ndim == 0 or w.shape[-1] != w_dim or w.numel() == 0:
+        raise ForeignFileError(f"latent_avg is {list(w.shape)}; expected [{w_dim}], [1, {w_dim}] or a row of {w_dim} for each layer")
+    rows = w.reshape(-1, w_dim)
+    if (rows == rows[0]).all():
+        return rows[0].clone(), []
+    return rows.mean(dim=0), [f"latent_avg is another w for each of {len(rows)} layers; fastdgl truncates to one, and their mean is taken"]
+
+
+def fixed_noise(names: Iterable[tuple[str, int]]) -> State:
+    """The noise of each layer, `[R, R]`, for a file without any: by its name and R, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(R, R, generator=generator) for name, R in names}
+
+
+NOISE_MADE_UP = "the fixed noise of the layers is not in the file: it is made of random numbers, the same every time"
 
 
 def with_both_generators(states: Mapping[str, State]) -> tuple[dict[str, State], list[str]]:
@@ -87,16 +125,31 @@ def count(state: Mapping[str, Tensor], pattern: str, first: int = 0) -> int:
     return i - first
 
 
-def channel_arguments(channels: Mapping[int, int], what: str) -> dict[str, int]:
-    """channel_base and channel_max of a network with these widths by resolution.
+def channel_arguments(channels: Mapping[int, int], what: str, const: int | None = None) -> dict[str, Any]:
+    """The arguments that build a network of these widths by resolution.
 
-        channels[R] = min(channel_base // R, channel_max)
+    They are min(channel_base // R, channel_max) * fraction where that gives the widths, and a list `channels` where not.
+
+    Args:
+        const: Channels of G's learned constant, which those of its convolutions are a fraction of; None where they are the same.
 
     Raises:
         ForeignFileError: There are none.
     """
-    found = {"channel_base": max(R * C for R, C in channels.items()), "channel_max": max(channels.values())}
-    if any(C != min(found["channel_base"] // R, found["channel_max"]) for R, C in channels.items()):
+    fraction = 1 if const in (None, channels[4]) else channels[4] / const
+    full = {R: round(C / fraction) for R, C in channels.items()}
+    if any(full[R] * fraction != C for R, C in channels.items()):
         widths = ", ".join(f"{C} at {R}x{R}" for R, C in channels.items())
-        raise ForeignFileError(f"{what}: its channels are {widths}; fastdgl builds networks of min(base / resolution, max) channels")
+        raise ForeignFileError(f"{what}: its constant has {const} channels and its convolutions {widths}; fastdgl's have the same part of the "
+                               f"channels that a wider network would have at every resolution")
+    found = {"channel_base": max(R * C for R, C in full.items()), "channel_max": max(full.values()), "fraction": fraction}
+    if any(C != min(found["channel_base"] // R, found["channel_max"]) for R, C in full.items()):
+        found["channels"] = [full[R] for R in sorted(full)]
     return found
+
+
+def widths(arguments: Mapping[str, Any]) -> dict[int, int]:
+    """The channels of the convolutions of a network of these arguments, by resolution."""
+    listed = [2**i for i in range(2, arguments["img_resolution"].bit_length())]
+    full = arguments.get("channels") or [min(arguments["channel_base"] // R, arguments["channel_max"]) for R in listed]
+    return {R: int(C * arguments["fraction"]) for R, C in zip(listed, full)}

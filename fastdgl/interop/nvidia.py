@@ -1,17 +1,18 @@
-"""Pickles of NVIDIA's PyTorch code: StyleGAN2 of stylegan2-ada-pytorch and of stylegan3. Read, and never written.
+"""Networks of NVIDIA's PyTorch code: StyleGAN2 of stylegan2-ada-pytorch and of stylegan3. Read, and never written.
 
 A pickle is a dict with G, D and G_ema, each a module of modules with its source code, which is not read. Names and shapes of
 parameters are ours; the numbers that build the networks are read from the shapes and from the settings that each layer keeps.
+State dicts of the same names, ours among them, keep no settings.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .networks import Networks, State, channel_arguments, checked_state, count, notes_on_rest, size, with_both_generators
+from .networks import NOISE_MADE_UP, Networks, State, channel_arguments, checked_state, count, fixed_noise, mean_latent, notes_on_rest, size
+from .networks import with_both_generators
+from .rosinality import discriminator_filters, generator_filters
 from .unpickling import ForeignFileError, PersistentObject
-
-NAMES = ("G", "D", "G_ema")
 
 # what fastdgl's layers are, where a layer of theirs can be another: (layers, setting, value)
 MAPPING = ((r"mapping\.fc\d+", "activation", "lrelu"), (r"mapping\.fc\d+", "bias_gain", 0.01),
@@ -29,34 +30,62 @@ W_AVG_BETA = 0.995
 # modules within modules in their networks: 4
 DEPTH = 20
 NO_MODULE = PersistentObject("", {})
+NO_SETTINGS = ("a state dict does not say which resolutions compute in 16 bits, the bound on activations, nor D's group: "
+               "fp32, no bound and 4 are taken")
 
 
-def recognises(data: Any) -> bool:
-    return isinstance(data, dict) and any(isinstance(data.get(name), PersistentObject) for name in NAMES)
+def networks(found: Mapping[str, PersistentObject | State], latent_avg: Any, rest: Iterable[str]) -> Networks:
+    """Our networks from modules or state dicts of theirs, G or G_ema among them.
 
-
-def read(data: Mapping[str, Any]) -> Networks:
-    """The networks of a pickle.
+    Args:
+        latent_avg: A mean of w that lies beside the networks, for those that keep none; None for none.
+        rest: What else is in the file.
 
     Raises:
         ForeignFileError: They are no StyleGAN2, or one that fastdgl cannot build.
     """
-    modules = {name: layers(data[name], name) for name in NAMES if isinstance(data.get(name), PersistentObject)}
-    states = {name: state_dict(found, name) for name, found in modules.items()}
+    modules = {name: layers(item, name) if isinstance(item, PersistentObject) else {} for name, item in found.items()}
+    states = {name: state_dict(modules[name], name) if modules[name] else dict(item) for name, item in found.items()}
     for name, state in states.items():
         if any(key.startswith("synthesis.input.") for key in state):
             raise ForeignFileError(f"{name} is a StyleGAN3 generator; fastdgl has StyleGAN2, which stylegan3 trains with --cfg=stylegan2")
 
     states, notes = with_both_generators(states)
-    generator = modules.get("G_ema", modules.get("G"))
-    arguments = {"G": generator_arguments(generator, states["G_ema"])}
+    generator = modules.get("G_ema", modules.get("G", {}))
+    arguments, unusable = {"G": generator_arguments(generator, states["G_ema"])}, ""
     if "D" in states:
-        arguments["D"] = discriminator_arguments(modules["D"], states["D"])
-    notes += notes_on_rest(name for name, value in data.items() if name not in NAMES and value is not None)
+        try:
+            arguments["D"] = discriminator_arguments(modules["D"], states["D"])
+            R = arguments["D"]["img_resolution"]
+            states["D"] = (discriminator_filters(R) if not modules["D"] else {}) | states["D"]
+        except ForeignFileError as error:
+            unusable = str(error)
+            del states["D"]
+    if not generator:
+        notes.append(NO_SETTINGS)
+        notes += complete(states, arguments["G"], latent_avg)
+    notes += notes_on_rest(rest)
     beta = setting(generator.get("mapping", NO_MODULE), "w_avg_beta", W_AVG_BETA, "G")
     if beta != W_AVG_BETA:
         notes.append(f"its mean of w moves by a factor of {beta}, fastdgl's by {W_AVG_BETA} where training goes on")
-    return Networks("stylegan2", arguments, states, notes)
+    return Networks("stylegan2", arguments, states, notes, unusable)
+
+
+def complete(states: dict[str, State], arguments: Mapping[str, Any], latent_avg: Any) -> list[str]:
+    """Add to the generators the buffers that some programs leave out of a state dict; and say which."""
+    R, notes = arguments["img_resolution"], []
+    layers = [f"synthesis.b{r}.conv{i}" for r in (2**i for i in range(2, R.bit_length())) for i in (0, 1) if (r, i) != (4, 0)]
+    noise = fixed_noise((f"{layer}.noise_const", int(layer.split(".")[1].removeprefix("b"))) for layer in layers)
+    for name in ("G", "G_ema"):
+        state = states[name]
+        if not any(key.endswith("noise_const") for key in state):
+            state, notes = state | noise, notes or [NOISE_MADE_UP]
+        if latent_avg is not None and "mapping.w_avg" not in state:
+            w_avg, lost = mean_latent(latent_avg, arguments["w_dim"])
+            state = state | {"mapping.w_avg": w_avg}
+            notes = notes + [note for note in lost if note not in notes]
+        states[name] = generator_filters(R) | state
+    return notes
 
 
 def layers(module: PersistentObject, what: str) -> dict[str, PersistentObject]:
@@ -110,10 +139,11 @@ def generator_arguments(modules: Mapping[str, PersistentObject], state: State) -
     c_dim = size(state, "mapping.embed.weight", 1, "G") if "mapping.embed.weight" in state else 0
     embedded = size(state, "mapping.embed.weight", 0, "G") if c_dim else 0
     channels = channels_by_resolution(state, "synthesis.b{}.conv1.weight", 0, 4, "G")
+    const = size(state, "synthesis.b4.const", 0, "G")
     return {"z_dim": size(state, "mapping.fc0.weight", 1, "G") - embedded, "w_dim": size(state, "synthesis.b4.conv1.affine.weight", 1, "G"),
-            "mapping_layers": count(state, "mapping.fc{}.weight"), "fraction": 1, "narrow_const": False, "c_dim": c_dim,
+            "mapping_layers": count(state, "mapping.fc{}.weight"), "narrow_const": False, "c_dim": c_dim,
             "img_resolution": max(channels), "img_channels": size(state, "synthesis.b4.torgb.weight", 0, "G"),
-            **channel_arguments(channels, "G"), **precision(modules, "synthesis.b{}", max(channels), "G")}
+            **channel_arguments(channels, "G", const), **precision(modules, "synthesis.b{}", max(channels), "G")}
 
 
 def discriminator_arguments(modules: Mapping[str, PersistentObject], state: State) -> dict[str, Any]:
@@ -123,7 +153,7 @@ def discriminator_arguments(modules: Mapping[str, PersistentObject], state: Stat
     group = setting(modules.get("b4.mbstd", NO_MODULE), "group_size", 4, "D")
     if type(group) is not int or group < 1:
         raise ForeignFileError(f"D: its minibatch standard deviation is over groups of {group!r}; fastdgl's are of a fixed number")
-    return {"fraction": 1, "mbstd_group_size": group, "c_dim": size(state, "mapping.embed.weight", 1, "D") if "mapping.embed.weight" in state else 0,
+    return {"mbstd_group_size": group, "c_dim": size(state, "mapping.embed.weight", 1, "D") if "mapping.embed.weight" in state else 0,
             "img_resolution": max(channels), "img_channels": size(state, f"b{max(channels)}.fromrgb.weight", 1, "D"),
             **channel_arguments(channels, "D"), **precision(modules, "b{}", max(channels), "D")}
 

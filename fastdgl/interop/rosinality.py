@@ -4,13 +4,14 @@ The networks are NVIDIA's with other names, and parameters of other shapes but t
 1e-8 keeps its norm from zero, ours after: images differ by far less than 1e-4.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .networks import Networks, State, channel_arguments, checked_state, count, notes_on_rest, size, with_both_generators
+from .networks import NOISE_MADE_UP, Networks, State, channel_arguments, count, fixed_noise, mean_latent, notes_on_rest, size
+from .networks import widths, with_both_generators
 from .unpickling import ForeignFileError
 
 NAMES = {"g": "G", "d": "D", "g_ema": "G_ema"}
@@ -112,31 +113,34 @@ def discriminator_filters(img_resolution: int) -> State:
     return {f"{name}.resample_filter": BLUR for name in [*names, f"b{img_resolution}.fromrgb", "b4.conv"]}
 
 
-def recognises(data: Any) -> bool:
-    return isinstance(data, dict) and isinstance(data.get("g_ema", data.get("g")), dict)
+def networks(found: Mapping[str, State], latent_avg: Any, rest: Iterable[str]) -> Networks:
+    """Our networks from state dicts in rosinality's names, G or G_ema among them.
 
-
-def read(data: Mapping[str, Any]) -> Networks:
-    """The networks of a checkpoint.
+    Args:
+        latent_avg: The mean of w as the file has it; None where it has none.
+        rest: What else is in the file.
 
     Raises:
         ForeignFileError: They are no StyleGAN2, or one that fastdgl cannot build.
     """
-    found = {ours: checked_state(data[theirs], theirs) for theirs, ours in NAMES.items() if data.get(theirs) is not None}
-    return networks(found, {key: value for key, value in data.items() if key not in NAMES})
-
-
-def networks(found: Mapping[str, State], rest: Mapping[str, Any]) -> Networks:
-    """Our networks from state dicts in rosinality's names, G or G_ema among them, and what else is in the file."""
     arguments = {"G": generator_arguments(found.get("G_ema", found.get("G")))}
-    latent_avg = checked_state({"latent_avg": rest["latent_avg"]}, "latent_avg")["latent_avg"] if rest.get("latent_avg") is not None else None
-    generators = {name: our_generator(state, arguments["G"], latent_avg, name) for name, state in found.items() if name != "D"}
+    w_avg, lost = (None, []) if latent_avg is None else mean_latent(latent_avg, arguments["G"]["w_dim"])
+    generators = {name: our_generator(state, arguments["G"], w_avg, name) for name, state in found.items() if name != "D"}
     states, notes = with_both_generators(generators)
+    noiseless = any(not has_noise(found[name]) for name in generators)
+    unusable = ""
     if "D" in found:
-        arguments["D"] = discriminator_arguments(found["D"])
-        states["D"] = our_discriminator(found["D"], arguments["D"])
-    notes += notes_on_rest(key for key in rest if key != "latent_avg")
-    return Networks("stylegan2", arguments, states, notes)
+        try:
+            arguments_D = discriminator_arguments(found["D"])
+            states["D"] = our_discriminator(found["D"], arguments_D)
+            arguments["D"] = arguments_D
+        except ForeignFileError as error:
+            unusable = str(error)
+    return Networks("stylegan2", arguments, states, [*notes, *lost, *([NOISE_MADE_UP] if noiseless else []), *notes_on_rest(rest)], unusable)
+
+
+def has_noise(theirs: State) -> bool:
+    return any(name.startswith("noises.") for name in theirs)
 
 
 def generator_arguments(state: State) -> dict[str, Any]:
@@ -147,9 +151,10 @@ def generator_arguments(state: State) -> dict[str, Any]:
         channels[8 * 2**i] = size(state, f"to_rgbs.{i}.conv.weight", 2, what)
     # style.0 only normalizes
     mapping_layers = count(state, "style.{}.weight", first=1)
+    const = size(state, "input.input", 1, what)
     return {"z_dim": size(state, "style.1.weight", 1, what), "w_dim": size(state, "conv1.conv.modulation.weight", 1, what),
-            "mapping_layers": mapping_layers, "fraction": 1, "narrow_const": False, "c_dim": 0, "img_resolution": max(channels),
-            "img_channels": size(state, "to_rgb1.bias", 1, what), **channel_arguments(channels, what), **PRECISION}
+            "mapping_layers": mapping_layers, "narrow_const": False, "c_dim": 0, "img_resolution": max(channels),
+            "img_channels": size(state, "to_rgb1.bias", 1, what), **channel_arguments(channels, what, const), **PRECISION}
 
 
 def discriminator_arguments(state: State) -> dict[str, Any]:
@@ -158,15 +163,22 @@ def discriminator_arguments(state: State) -> dict[str, Any]:
     blocks = count(state, "convs.{}.conv1.0.weight", first=1)
     channels = {4: size(state, "final_conv.0.weight", 0, what)}
     channels |= {2 ** (2 + i): size(state, f"convs.{blocks + 1 - i}.conv1.0.weight", 1, what) for i in range(1, blocks + 1)}
-    return {"fraction": 1, "mbstd_group_size": 4, "c_dim": 0, "img_resolution": max(channels),
+    return {"mbstd_group_size": 4, "c_dim": 0, "img_resolution": max(channels),
             "img_channels": size(state, "convs.0.0.weight", 1, what), **channel_arguments(channels, what), **PRECISION}
 
 
-def our_generator(theirs: State, arguments: Mapping[str, Any], latent_avg: Tensor | None, what: str) -> State:
+def our_generator(theirs: State, arguments: Mapping[str, Any], w_avg: Tensor | None, what: str) -> State:
     R = arguments["img_resolution"]
-    state = _ours(theirs, [*generator_tensors(R, arguments["mapping_layers"])], generator_blurs(R), what) | generator_filters(R)
-    if latent_avg is not None:
-        state["mapping.w_avg"] = latent_avg
+    tensors = [*generator_tensors(R, arguments["mapping_layers"])]
+    noise = {}
+    # as converters before 2020 wrote them
+    if not has_noise(theirs):
+        layers = [t for t in tensors if t.theirs.startswith("noises.")]
+        tensors = [t for t in tensors if t not in layers]
+        noise = fixed_noise((t.ours, int(t.ours.split(".")[1].removeprefix("b"))) for t in layers)
+    state = _ours(theirs, tensors, generator_blurs(R), what) | generator_filters(R) | noise
+    if w_avg is not None:
+        state["mapping.w_avg"] = w_avg
     return state
 
 
@@ -254,9 +266,9 @@ def lost_settings(networks: Networks) -> list[str]:
 
 def widths_to_set(G: Mapping[str, Any]) -> list[str]:
     """What must be changed in their code for it to build these widths."""
-    ours = {R: int(min(G["channel_base"] // R, G["channel_max"]) * G["fraction"]) for R in (4, *_above_4(G["img_resolution"]))}
+    ours = widths(G)
     for multiplier in (1, 2):
         if ours == {R: 512 if R < 64 else min(16384 * multiplier // R, 512) for R in ours}:
             return [f"build it with size {G['img_resolution']}, style_dim {G['z_dim']}, n_mlp {G['mapping_layers']}, channel_multiplier {multiplier}"]
-    widths = ", ".join(f"{R}: {C}" for R, C in ours.items())
-    return [f"its widths are none that their code can be asked for: set `channels` in their model to {{{widths}}}"]
+    listed = ", ".join(f"{R}: {C}" for R, C in ours.items())
+    return [f"its widths are none that their code can be asked for: set `channels` in their model to {{{listed}}}"]

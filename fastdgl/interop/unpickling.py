@@ -65,6 +65,27 @@ class PersistentObject(NamedTuple):
     state: dict[str, Any]
 
 
+class TensorFlowNetwork:
+    """A network of NVIDIA's TensorFlow code, `dnnlib.tflib.network.Network`, without the source code that came with it.
+
+    name, function: Its own, and that of the function that built it.
+    settings: What that function was called with.
+    components: Networks in it, by name.
+    variables: Name and value of each of its own.
+    """
+
+    __slots__ = ("name", "function", "settings", "components", "variables")
+
+    def __init__(self) -> None:
+        self.name, self.function, self.settings, self.components, self.variables = "", "", {}, {}, []
+
+    def __setstate__(self, state: Any) -> None:
+        self.name, self.function = str(state["name"])[:50], str(state["build_func_name"])[:50]
+        self.settings, self.components, self.variables = dict(state["static_kwargs"]), dict(state.get("components", {})), []
+        for name, value in state["variables"]:
+            self.variables.append((str(name), value))
+
+
 class DType:
     """A numpy.dtype of plain numbers."""
 
@@ -179,6 +200,7 @@ KNOWN: dict[tuple[str, str], Any] = {
     ("dnnlib.util", "EasyDict"): Entries,
     ("dnnlib", "EasyDict"): Entries,
     ("argparse", "Namespace"): Attributes,
+    ("dnnlib.tflib.network", "Network"): TensorFlowNetwork,
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
     ("_codecs", "encode"): Function(_encoded),
@@ -223,7 +245,7 @@ class Unpickler(pickle.Unpickler):
             return self.known[module, name]
         hint = ""
         if module.startswith("dnnlib.tflib"):
-            hint = "; it was written by TensorFlow, and NVIDIA's legacy.py in stylegan2-ada-pytorch turns it into a pickle for PyTorch"
+            hint = "; it was written by TensorFlow, of whose pickles fastdgl reads those of StyleGAN2"
         raise ForeignFileError(f"asks for {module}.{name}, which is none of the names that are read, and was refused; nothing was run{hint}")
 
     def persistent_load(self, reference: Any) -> Tensor:

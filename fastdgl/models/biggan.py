@@ -38,7 +38,8 @@ INITS = {"orthogonal": nn.init.orthogonal_, "normal": partial(nn.init.normal_, s
 def initialize(network: nn.Module, init: str) -> None:
     """Draw every weight anew, those of embeddings too; biases stay."""
     for layer in network.modules():
-        if isinstance(layer, SpectralNorm | Embedding):
+        # a skeleton has no numbers to draw
+        if isinstance(layer, SpectralNorm | Embedding) and not layer.weight.is_meta:
             INITS[init](layer.weight)
 
 

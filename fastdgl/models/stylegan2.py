@@ -5,7 +5,7 @@ and buffers are those of NVIDIA's PyTorch networks. A narrow student differs fro
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +35,37 @@ def resolutions(img_resolution: int) -> list[int]:
     return [2**i for i in range(2, int(math.log2(img_resolution)) + 1)]
 
 
-def channels_at(resolution: int, channel_base: int, channel_max: int, fraction: float) -> int:
-    """Width of the feature maps: min(channel_base / resolution, channel_max) * fraction.
+def full_widths(img_resolution: int, channel_base: int, channel_max: int, channels: Sequence[int] | None) -> dict[int, int]:
+    """Channels of the feature maps of the full network, by resolution: those listed, or min(channel_base / R, channel_max).
 
     Raises:
-        ValueError: `fraction` does not divide the width evenly.
+        ValueError: There is no network of that resolution, or `channels` has not one width for each of its resolutions.
     """
-    channels = min(channel_base // resolution, channel_max) * fraction
-    if channels < 1 or channels != int(channels):
-        raise ValueError(f"fraction {fraction} of {min(channel_base // resolution, channel_max)} channels at "
-                         f"{resolution}x{resolution} is {channels:g}: expected a whole number of at least 1")
-    return int(channels)
+    listed = resolutions(img_resolution)
+    if channels is None:
+        return {R: min(channel_base // R, channel_max) for R in listed}
+    if len(channels) != len(listed) or not all(type(width) is int and 1 <= width <= MAX_CHANNELS for width in channels):
+        raise ValueError(f"channels={list(channels)!r:.60}: expected {len(listed)} whole numbers of at least 1, the widths at {', '.join(map(str, listed))}")
+    return dict(zip(listed, channels))
+
+
+def narrowed(widths: Mapping[int, int], fraction: float) -> dict[int, int]:
+    """`widths` times `fraction`, by resolution.
+
+    Raises:
+        ValueError: `fraction` does not divide a width evenly.
+    """
+    for R, full in widths.items():
+        width = full * fraction
+        if width < 1 or width != int(width):
+            raise ValueError(f"fraction {fraction} of {full} channels at {R}x{R} is {width:g}: expected a whole number of at least 1")
+    return {R: int(full * fraction) for R, full in widths.items()}
 
 
 # far more than any has: a file may ask for as many as it likes
 MAX_MAPPING_LAYERS = 100
 MAX_FP16_RES = 30
+MAX_CHANNELS = 2**20
 
 
 def check_arguments(c_dim: int, img_channels: int, num_fp16_res: int, conv_clamp: float | None) -> None:
@@ -225,12 +240,13 @@ class SynthesisNetwork(nn.Module):
     """w to an image, from a learned 4x4 constant upwards."""
 
     def __init__(self, w_dim: int, img_resolution: int, img_channels: int, channel_base: int, channel_max: int,
-                 fraction: float, narrow_const: bool, num_fp16_res: int, low_precision: torch.dtype,
+                 channels: Sequence[int] | None, fraction: float, narrow_const: bool, num_fp16_res: int, low_precision: torch.dtype,
                  conv_clamp: float | None):
         super().__init__()
         self.w_dim, self.img_resolution, self.img_channels = w_dim, img_resolution, img_channels
-        channels = {R: channels_at(R, channel_base, channel_max, fraction) for R in resolutions(img_resolution)}
-        in_channels = channels[4] if narrow_const else channels_at(4, channel_base, channel_max, 1)
+        full = full_widths(img_resolution, channel_base, channel_max, channels)
+        channels = narrowed(full, fraction)
+        in_channels = channels[4] if narrow_const else full[4]
         for R in channels:
             block = SynthesisBlock(in_channels, channels[R], w_dim, R, img_channels,
                                    block_dtype(R, img_resolution, num_fp16_res, low_precision), conv_clamp)
@@ -275,6 +291,7 @@ class Generator(Pretrained):
     Args:
         c_dim: Number of classes; 0 for an unconditional generator.
         channel_base, channel_max: Width at resolution R is min(channel_base / R, channel_max) * fraction.
+        channels: Widths at 4, 8, ..., img_resolution instead, before `fraction`: of a pruned network, which follow no rule.
         fraction: Width of every convolution relative to the full network. Mapping, z and w keep their size.
         narrow_const: Narrow the learned 4x4 constant too. The authors of DGL keep it at full width.
         num_fp16_res: How many of the highest resolutions compute in `low_precision`; parameters stay fp32.
@@ -289,14 +306,14 @@ class Generator(Pretrained):
     constant_buffers = ("resample_filter", "noise_const")
 
     def __init__(self, *, z_dim: int = 512, c_dim: int = 0, w_dim: int = 512, img_resolution: int, img_channels: int = 3,
-                 mapping_layers: int = 8, channel_base: int = 32768, channel_max: int = 512, fraction: float = 1,
-                 narrow_const: bool = False, num_fp16_res: int = 0, low_precision: torch.dtype = torch.float16,
+                 mapping_layers: int = 8, channel_base: int = 32768, channel_max: int = 512, channels: list | tuple | None = None,
+                 fraction: float = 1, narrow_const: bool = False, num_fp16_res: int = 0, low_precision: torch.dtype = torch.float16,
                  conv_clamp: float | None = None):
         super().__init__()
         check_arguments(c_dim, img_channels, num_fp16_res, conv_clamp)
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.img_resolution, self.img_channels = img_resolution, img_channels
-        self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, channel_base, channel_max, fraction,
+        self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, channel_base, channel_max, channels, fraction,
                                           narrow_const, num_fp16_res, low_precision, conv_clamp)
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, self.num_ws, mapping_layers)
@@ -431,15 +448,15 @@ class Discriminator(nn.Module):
     independent_samples = False
 
     def __init__(self, *, c_dim: int = 0, img_resolution: int, img_channels: int = 3, channel_base: int = 32768,
-                 channel_max: int = 512, fraction: float = 1, mbstd_group_size: int = 4, num_fp16_res: int = 0,
-                 low_precision: torch.dtype = torch.float16, conv_clamp: float | None = None):
+                 channel_max: int = 512, channels: list | tuple | None = None, fraction: float = 1, mbstd_group_size: int = 4,
+                 num_fp16_res: int = 0, low_precision: torch.dtype = torch.float16, conv_clamp: float | None = None):
         super().__init__()
         check_arguments(c_dim, img_channels, num_fp16_res, conv_clamp)
         if mbstd_group_size < 1:
             raise ValueError(f"mbstd_group_size={mbstd_group_size}: expected at least 1")
         self.c_dim, self.img_resolution, self.img_channels = c_dim, img_resolution, img_channels
         self.mbstd_group_size = mbstd_group_size
-        channels = {R: channels_at(R, channel_base, channel_max, fraction) for R in resolutions(img_resolution)}
+        channels = narrowed(full_widths(img_resolution, channel_base, channel_max, channels), fraction)
         for R in self.block_resolutions:
             block = DiscriminatorBlock(img_channels if R == img_resolution else None, channels[R], channels[R // 2],
                                        block_dtype(R, img_resolution, num_fp16_res, low_precision), conv_clamp)

@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from .. import models
 from ..checkpoints import Snapshot, open_snapshot
 
 WARM_UPS = 3
@@ -108,9 +109,8 @@ def peak_in_this_process(path: Path, batch: int, device: str, threads: int) -> i
     """As `peak_memory`; called where nothing was drawn yet."""
     torch.set_num_threads(threads)
     snapshot, where = open_snapshot(path), torch.device(device)
-    # what PyTorch brings into memory with its first layers is no network's
-    layer = nn.Conv2d(8, 8, 3).to(where)
-    (nn.functional.conv_transpose2d(layer(torch.ones(2, 8, 8, 8, device=where)), layer.weight, stride=2) @ torch.ones(13, 8, device=where)).sum()
+    # what PyTorch and fastdgl bring into memory with their first network of a family is no network's
+    warm_up(snapshot.family, where)
     before = 0 if where.type == "cuda" else resident("VmRSS")
     G = snapshot.averaged_generator(where)
     z, c = inputs(G, batch, where)
@@ -122,6 +122,15 @@ def peak_in_this_process(path: Path, batch: int, device: str, threads: int) -> i
     G.sample_images(z, c)
     synchronize(where)
     return torch.cuda.max_memory_allocated(where) if where.type == "cuda" else resident("VmHWM") - before
+
+
+def warm_up(family: str, device: torch.device) -> None:
+    """Draw by the smallest network of a family, with all that any network of it runs."""
+    smallest = {"stylegan2": {"z_dim": 8, "w_dim": 8, "c_dim": 1, "img_resolution": 8, "mapping_layers": 1, "channel_base": 64, "channel_max": 8},
+                "biggan": {"z_dim": 8, "c_dim": 1, "img_resolution": 32, "ch": 4, "hier": False, "shared_dim": 0, "attention": 8}}
+    G = models.generator(family, smallest[family]).eval().to(device)
+    G.sample_images(*inputs(G, 2, device))
+    synchronize(device)
 
 
 def resident(what: str) -> int:
