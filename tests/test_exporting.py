@@ -309,3 +309,46 @@ def test_huggingface_hubs_own_mixin_reads_the_folder(snapshots, tmp_path):
     export(snapshots["biggan"], "hub", tmp_path / "G")
     G = OfTheHub.from_pretrained(str(tmp_path / "G"))
     assert torch.equal(G.linear.weight, load_generator(tmp_path / "G").linear.weight)
+
+
+@needs_onnx
+@pytest.mark.parametrize(("name", "options", "opset"), [("stylegan2", ["--opset", "17"], 17), ("stylegan2-classes", ["--opset", "13", "--noise-mode", "none"], 13),
+                                                        ("biggan", ["--opset", "15"], 15), ("stylegan2", [], exporting.OPSET)])
+def test_a_model_says_what_it_is_and_calls_the_batch_n(snapshots, tmp_path, name, options, opset):
+    """In operators of the version asked for; its images were compared with PyTorch's before it was written."""
+    import onnx
+
+    result = export(snapshots[name], "onnx", tmp_path / "G.onnx", *options)
+    assert result.exit_code == 0 and "not compared" not in result.output, result.output
+    model = onnx.load(tmp_path / "G.onnx")
+    assert [(item.domain, item.version) for item in model.opset_import if item.domain == ""] == [("", opset)]
+    for value in (*model.graph.input, *model.graph.output):
+        first, *others = value.type.tensor_type.shape.dim
+        assert first.dim_param == "N" and all(dim.dim_value > 0 for dim in others)
+    said = {item.key: item.value for item in model.metadata_props}
+    assert said["family"] == NETWORKS[name][0] and ("classes" in said) == (name != "stylegan2")
+    assert said.get("classes") in (None, json.dumps(NAMES)) and ("truncation_psi" in said) == (name != "biggan")
+
+
+@needs_onnx
+def test_a_model_from_w_draws_the_same_images(snapshots, tmp_path):
+    import onnxruntime
+
+    assert export(snapshots["stylegan2"], "onnx", tmp_path / "G.onnx", "--from", "w").exit_code == 0
+    G, session = load_generator(snapshots["stylegan2"]), onnxruntime.InferenceSession(tmp_path / "G.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        ws = G.mapping(*inputs("stylegan2"))
+    assert [item.name for item in session.get_inputs()] == ["ws"] and session.get_inputs()[0].shape == ["N", G.num_ws, G.w_dim]
+    assert_same_images(session.run(["images"], {"ws": ws.numpy()})[0], images(snapshots["stylegan2"], "stylegan2"))
+
+
+@pytest.mark.parametrize(("name", "kind", "options", "sentence"), [
+    ("biggan", "onnx", ["--from", "w"], "--from w: a generator of family biggan has no w; leave it out"),
+    ("stylegan2", "hub", ["--from", "w"], "--from w: a folder for the Hub holds the whole network; leave it out"),
+    ("stylegan2", "pt2", ["--from", "w", "--trunc", "0.5"], "--trunc 0.5: pulls on w, which whoever runs the file gives"),
+    ("stylegan2", "pt2", ["--opset", "17"], "--opset 17: is the version of ONNX's operators, and pt2 has none; leave it out"),
+    ("stylegan2", "hub", ["--opset", "20"], "--opset 20: is the version of ONNX's operators, and hub has none; leave it out"),
+])
+def test_options_of_other_formats_are_refused(snapshots, tmp_path, name, kind, options, sentence):
+    result = export(snapshots[name], kind, tmp_path / "G", *options)
+    assert result.exit_code == 1 and sentence in result.output and os.listdir(tmp_path) == []
