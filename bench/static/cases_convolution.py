@@ -107,9 +107,11 @@ def _resampling_of_32(arch: int, N: int, R: int) -> Iterator[Case]:
     )  # fmt: skip
     shape, launch = _tiled(arch, N, R, R, 64, 128)
     pixels = ONE | dict(PH=2, PW=2)
+    # outside the loop: one number is stored once, and loaded once
+    known = dict(stack=8, excuse="ptxas spills 8 bytes for sm_100, outside the loop") if arch == 100 else {}
     yield Case(
         f"conv and filter up 64@{R}>32@{2 * R} N={N}", kernel._convolution, ANY | FEW, shape | pixels | TAIL, arch,
-        flops=flops, bytes=bytes + 16 * N * R * R, **launch,
+        flops=flops, bytes=bytes + 16 * N * R * R, **launch | known,
     )  # fmt: skip
     yield Case(
         f"conv and filter down data gradient 32@{2 * R}>64@{R} N={N}", kernel._convolution, ANY,

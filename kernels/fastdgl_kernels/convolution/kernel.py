@@ -234,8 +234,10 @@ def _weight_gradient(
                 x, n, h0 - PAD, w0 - PAD, tap // 3, tap % 3, i0, N, H + 1 - PAD, W + 1 - PAD, I, STRIDE, TAPS, BN, BH, BW, BI
             )  # fmt: skip
         else:
-            a = gradients.load([(n * H + h0) * W + w0, o0]).T
+            a = gradients.load([(n * H + h0) * W + w0, o0])
             b = _pixels(images, n, h0 - PAD, w0 - PAD, tap // 3, tap % 3, i0, I, STRIDE, TAPS, BN, BH, BW, BI)
+            # after both loads, or each of them waits at a barrier of its own
+            a = a.T
         acc = tl.dot(a, b, acc)
     o, i = o0 + tl.arange(0, BO), i0 + tl.arange(0, BI)
     out = partial + part.to(tl.int64) * (O * COUNT * DEPTH) + ((o * COUNT + tap) * DEPTH)[:, None] + i[None, :]
