@@ -101,7 +101,7 @@ def class_index(given: str, c_dim: int, names: Sequence[str] | None) -> int:
         raise RequestError(f"--class {given}: {len(named)} classes have this name; choose one by number, as --class "
                            + " or --class ".join(f"{NUMBER}{i}" for i in named[:3]))
     if named and number is not None and 0 <= number < c_dim and number != named[0]:
-        raise RequestError(f"--class {given}: class {named[0]} is called {given!r}, and class {number} is {known[number]!r}; "
+        raise RequestError(f"--class {given}: class {named[0]} is called {given!r}, and class {number} is another; "
                            f"choose --class {NAME}{given} or --class {NUMBER}{number}")
     if named:
         return named[0]

@@ -407,11 +407,17 @@ def check_labels(checkpoint: Path, state: Mapping[str, Any], dataset: ImageDatas
     if "labels" in state:
         with checkpoints.loading(checkpoint, checkpoints.STATE):
             labels = {key: state["labels"][key] for key in ("kind", "dim", "names")}
-            if not all(type(name) is str for name in labels["names"] or ()):
-                raise ValueError("its names of classes are no texts")
+            known = labels["kind"] in (None, *checkpoints.LABEL_KINDS) and type(labels["dim"]) is int and isinstance(labels["names"], (list, type(None)))
+            if not known or not all(type(name) is str for name in labels["names"] or ()):
+                raise ValueError(f"its labels are {str(state['labels'])!r:.50}")
         checkpoints.check_same_labels(str(checkpoint), labels, dataset)
     elif saved := checkpoints.saved_snapshots(checkpoint.parent.parent):
-        checkpoints.check_same_images(checkpoints.open_snapshot(saved[-1]), dataset)
+        try:
+            snapshot = checkpoints.open_snapshot(saved[-1])
+        except CheckpointError:
+            # a damaged one tells nothing, and the run needs none to go on
+            return
+        checkpoints.check_same_images(snapshot, dataset)
 
 
 def sheet_name(seen: int) -> str:

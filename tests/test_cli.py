@@ -233,7 +233,7 @@ def test_a_label_is_what_the_network_was_trained_with(labelled, tmp_path, monkey
     ("vectors", [], "takes vectors of 3 numbers, and 0 are given; expected 1, as --label 0.5,0.5,0.5"),
     ("vectors", ["--grid", "classes"], "takes vectors of 3 numbers and has no classes"),
     ("vectors", ["--label", __file__], "cannot be read as numbers"),
-    ("numbers", ["--class", "1"], "class 0 is called '1', and class 1 is '10'; choose --class name:1 or --class number:1"),
+    ("numbers", ["--class", "1"], "class 0 is called '1', and class 1 is another; choose --class name:1 or --class number:1"),
     ("numbers", ["--class", "3"], "this network has classes 0 to 2"),
     ("numbers", ["--class", "name:0"], "this network has no class of that name"),
     ("twins", ["--class", "cat"], "2 classes have this name; choose one by number, as --class number:0 or --class number:1"),

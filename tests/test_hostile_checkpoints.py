@@ -254,7 +254,8 @@ def changed(files, keys, fault, thing):
 def test_any_state_is_gone_on_from_or_refused(examples, tmp_path, student):
     latents = Latents(0, torch.zeros(1, dtype=torch.int64), torch.device("cpu"), c_dim=0)
     step(student)
-    state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(Progress(8)), "faults": {3: "damaged"}, "carried_by": {"engine.precision": "fp32"}}
+    state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(Progress(8)), "faults": {3: "damaged"}, "carried_by": {"engine.precision": "fp32"},
+             "labels": {"kind": None, "dim": 0, "names": None}}
     files = {name: engine.state_dict() for name, engine in student.engines.items()} | {"state": state}
 
     def check(change):
