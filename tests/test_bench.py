@@ -376,15 +376,15 @@ def test_results_are_on_disk_after_each_of_them(tmp_path):
     for words in ("a fake / one", "y errs by 1", "RuntimeError: broken", "0.91", "| G 256 N=32 |"):
         assert words in text, words
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"results.json", "results.md"}
-    assert not report.right and "missed" in summary(report) and "CONFIRMED" not in summary(report)
+    assert not report.right and "missed" in summary(report) and "certify" not in summary(report)
 
 
 def test_all_checks_passed_is_worth_confirming(tmp_path):
     report = Report(tmp_path, {})
     report.add("checks", "a", {"wrong": [], "errors": {}})
-    assert report.right and "CONFIRMED" in summary(report)
+    assert report.right and "certify" in summary(report)
     report.add("checks", "b", {"skipped": "the time of this part was over"})
-    assert "CONFIRMED" not in summary(report)
+    assert "certify" not in summary(report)
 
 
 def test_a_part_that_ends_early_leaves_its_time_to_the_next():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from certified import CPU, certified, pretend_gpu
 from fastdgl_kernels import (
     _dispatch,
     bias_act,
@@ -17,6 +18,8 @@ from fastdgl_kernels import (
     upfirdn2d,
 )
 from fastdgl_kernels._dispatch import asked, dispatch, within
+from fastdgl_kernels.certify import verdict as verdicts
+from fastdgl_kernels.certify.verdict import Timing
 from fastdgl_kernels.convolution import algebra, backends
 
 X = torch.zeros(1, 2, 4, 4)
@@ -51,7 +54,7 @@ def nothing_chosen(monkeypatch):
 def able(monkeypatch):
     """As on a GPU: whatever an operator has can run."""
     monkeypatch.setattr(_dispatch, "why_not", lambda name, x: None)
-    monkeypatch.setattr(_dispatch, "why_not_by_itself", lambda name, x: None)
+    monkeypatch.setattr(_dispatch, "why_not_by_itself", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -73,14 +76,80 @@ def test_the_fastest_may_be_interpreted_where_the_choice_by_itself_leaves_that_a
     assert chosen("auto") is slow and chosen("fastest") is fast
 
 
-@pytest.mark.parametrize("confirmed", [False, True], ids=["unconfirmed", "confirmed"])
-def test_kernels_run_by_themselves_once_a_gpu_of_the_kind_has_confirmed_them(monkeypatch, confirmed):
-    monkeypatch.setattr(_dispatch, "why_not", lambda name, x: None)
-    monkeypatch.setattr(_dispatch, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(_dispatch, "CONFIRMED", frozenset({"sm_90"} if confirmed else {"sm_80"}))
-    on_a_gpu = SimpleNamespace(is_cuda=True, device="cuda:0")
-    assert dispatch(on_a_gpu, None, triton=fast, reference=slow) is (fast if confirmed else slow)
-    assert dispatch(on_a_gpu, "fastest", triton=fast, reference=slow) is fast
+def test_auto_takes_kernels_where_the_verdict_says_they_are_right(monkeypatch):
+    pretend_gpu(monkeypatch)
+    _dispatch.use(CPU, certified(wrong=["conv2d_resample"]))
+    assert runs(bias_act, X) == "triton" and runs(conv2d_resample, X, torch.zeros(3, 2, 1, 1)) == "reference"
+    # a class that was not checked
+    assert runs(bias_act, X.double()) == "reference"
+    _dispatch.use(CPU, None, "none is wanted")
+    assert runs(bias_act, X) == "reference" and "none is wanted; available by name" in explain(bias_act, X)
+
+
+def test_auto_takes_the_fastest_of_what_is_right(monkeypatch):
+    pretend_gpu(monkeypatch)
+    w, timed = torch.zeros(3, 2, 3, 3), "same 2>3 @4 N=1 float32 NCHW"
+    us = {"reference": 9.0, "cudnn": 8.0, "triton": 2.0}
+    for name in us:
+        timing = Timing("conv2d_resample", "float32", "NCHW", timed, name, us)
+        _dispatch.use(CPU, certified(timings=[timing]))
+        assert runs(conv2d_resample, X, w, padding=1) == name
+    # 2.0 against 9.0
+    assert "as timed on 2026-11-30: 4.50 times as fast as the reference" in explain(conv2d_resample, X, w, padding=1)
+    # what is wrong is not taken, however fast; another layer goes by the table
+    _dispatch.use(CPU, certified(wrong=["conv2d_resample"], timings=[timing]))
+    assert runs(conv2d_resample, X, w, padding=1) == "reference"
+    _dispatch.use(CPU, certified(timings=[timing]))
+    assert runs(conv2d_resample, X, w, padding=1, down=2) == "cudnn"
+
+
+def test_auto_leaves_tensors_alone_that_are_larger_than_any_that_was_certified(monkeypatch):
+    pretend_gpu(monkeypatch)
+    _dispatch.use(CPU, certified())
+    large = torch.zeros(1).expand(2**11, 2**20, 1, 1)
+    assert runs(upfirdn2d, large, None) == "reference" and "more than 2147483647 elements" in explain(upfirdn2d, large, None)
+    # what lies inside counts: 4 times as many after upsampling
+    quarter = torch.zeros(1).expand(2**9, 2**20, 1, 1)
+    assert runs(upfirdn2d, quarter, None) == "triton" and runs(upfirdn2d, quarter, None, up=2) == "reference"
+
+
+def test_without_a_verdict_the_reference_runs_and_one_warning_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pretend_gpu(monkeypatch)
+    with pytest.warns(UserWarning) as said:
+        for _ in range(3):
+            bias_act(X, act="relu")
+        upfirdn2d(X, None)
+    words = "fastdgl_kernels runs plain PyTorch on cpu: this machine has no verdict yet; run `python -m fastdgl_kernels certify` once"
+    assert len(said) == 1 and str(said[0].message).startswith(words)
+    assert "this machine has no verdict yet; available by name, or as 'fastest'" in explain(bias_act, X)
+
+
+def test_a_name_stands_above_the_verdict(monkeypatch):
+    pretend_gpu(monkeypatch)
+    for verdict, name in ((certified(), "reference"), (certified(wrong=["bias_act"]), "triton")):
+        _dispatch.use(CPU, verdict)
+        with implementation(name):
+            assert runs(bias_act, X) == name
+        monkeypatch.setenv("FASTDGL_IMPL", name)
+        assert runs(bias_act, X) == name
+        monkeypatch.delenv("FASTDGL_IMPL")
+
+
+def test_a_verdict_is_read_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine = pretend_gpu(monkeypatch)
+    verdicts.write(certified(machine))
+    read, reads = verdicts.read, []
+    monkeypatch.setattr(verdicts, "read", lambda machine: reads.append(machine) or read(machine))
+    for _ in range(3):
+        assert runs(bias_act, X) == "triton" and kernels_in_force(CPU)
+    assert len(reads) == 1
+
+
+def runs(operator, *arguments, **keywords):
+    """The implementation that an operator takes by itself."""
+    return explain(operator, *arguments, **keywords).split("'")[1]
 
 
 @pytest.mark.parametrize("name, in_force", [("auto", False), ("fastest", True), ("triton", True), ("reference", False)])
@@ -89,10 +158,11 @@ def test_whether_kernels_are_in_force(interpreted, name, in_force):
         assert kernels_in_force(torch.device("cpu")) is in_force
 
 
-def test_inside_an_operator_that_was_asked_for_kernels_need_no_confirmation(monkeypatch):
+def test_inside_an_operator_that_was_asked_for_kernels_need_no_verdict(monkeypatch):
     monkeypatch.setattr(_dispatch, "why_not_triton", lambda device: None)
-    monkeypatch.setattr(_dispatch, "architecture", lambda device: "sm_90")
-    on_a_gpu = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
+    monkeypatch.setattr(_dispatch, "_verdicts", {})
+    _dispatch.use(torch.device("cuda", 0), None, "none is wanted")
+    on_a_gpu = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0), dtype=torch.float32)
     for impl, inner in [("triton", fast), ("cudnn", fast), ("fastest", fast), ("auto", slow), ("cuda", slow), (None, slow)]:
         assert dispatch(on_a_gpu, within(on_a_gpu, asked(impl)), triton=fast, reference=slow) is inner
         assert dispatch(X, within(X, asked(impl)), triton=fast, reference=slow) is slow
@@ -107,7 +177,7 @@ def test_operators_inside_of_others_are_chosen_as_these_were(monkeypatch, name, 
     inner = []
     monkeypatch.setattr(algebra, "within", lambda x, asked: inner.append(asked) or "reference")
     monkeypatch.setattr(_dispatch, "why_not", lambda name, x: None)
-    monkeypatch.setattr(_dispatch, "why_not_by_itself", lambda name, x: "" if name == "triton" else None)
+    monkeypatch.setattr(_dispatch, "why_not_by_itself", lambda name, *rest: "" if name == "triton" else None)
     with implementation(name):
         conv2d_resample(X, torch.randn(2, 2, 3, 3), setup_filter([1, 3, 3, 1]), down=2, padding=1)
     assert inner == [asked]
@@ -234,7 +304,7 @@ def test_explains_what_was_asked_for(interpreted):
     with implementation("triton"):
         text = explain(upfirdn2d, X, None)
     assert text.startswith("upfirdn2d runs as 'triton'") and "implementation='triton' leaves no choice" in text
-    assert "slow: to be had by name only" in explain(upfirdn2d, X, None)
+    assert "slow: available by name only" in explain(upfirdn2d, X, None)
     assert explain(bias_act, X.double(), impl="triton").startswith("bias_act cannot run as 'triton'")
 
 

@@ -75,7 +75,7 @@ def summary(report: "Report") -> str:
     lines += [f"{bad} items failed, {skipped} were skipped; all of it is in {report.folder}"]
     checks = report.parts.get("checks", {})
     if checks and all(result.get("wrong") == [] for result in checks.values()):
-        lines += ["every kernel is right on this GPU: its architecture may be added to CONFIRMED in fastdgl_kernels/_dispatch.py"]
+        lines += ["every kernel is right on this GPU; run `python -m fastdgl_kernels certify` for \"auto\" to take them"]
     return "\n".join(["        must         want", *lines])
 
 

@@ -3,22 +3,28 @@
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ._fallback import failure
+from ._layout import layer, layout
 from ._tuning import architecture
 
-NAMES = ("auto", "fastest", "reference", "triton", "cudnn")
+if TYPE_CHECKING:
+    from .certify.verdict import Verdict
 
-# architectures on which a GPU has shown the kernels to be right; on others "auto" leaves them alone
-CONFIRMED: frozenset[str] = frozenset()
+NAMES = ("auto", "fastest", "reference", "triton", "cudnn")
+# of a tensor: "auto" takes kernels for no larger one, since none was certified
+MOST_ELEMENTS = 2**31 - 1
+COMMAND = f"python -m {__package__} certify"
 
 # of GPUs that are not NVIDIA's, the architectures ("gfx942") that a certification has opened; others run PyTorch
 OPENED: frozenset[str] = frozenset()
@@ -35,6 +41,12 @@ DTYPES = {"triton": _SINGLE, "cudnn": (*_SINGLE, torch.float64)}
 
 _chosen: ContextVar[str | None] = ContextVar("fastdgl_kernels implementation", default=None)
 _explaining: ContextVar[bool] = ContextVar("fastdgl_kernels explaining", default=False)
+_asking: ContextVar[bool] = ContextVar("fastdgl_kernels asking for the layer", default=False)
+
+# by device: its verdict, or None and why there is none
+_verdicts: dict[torch.device, "tuple[Verdict | None, str]"] = {}
+# whether this process has said that it runs the reference for want of a verdict
+_said: set[str] = set()
 
 
 @contextmanager
@@ -62,42 +74,56 @@ def dispatch(
     impl: str | None,
     remarks: Mapping[str, Callable[[], str]] = MappingProxyType({}),
     preference: Callable[[], tuple[str, str]] | None = None,
+    kind: str = "",
+    channels: int | None = None,
+    enlarged: int = 1,
     **implementations: Callable,
 ) -> Callable:
     """Pick the implementation of an operator for `x`.
 
-    Asked in this order: the argument `impl`, the surrounding `implementation(...)`, the environment
-    variable FASTDGL_IMPL, "auto". A name asked for and not to be had is an error, never a substitute.
-    "auto" and "fastest" take the first that is able, without a word: all of them compute the same function. "auto"
-    passes over what no GPU of the kind has confirmed, and what would be interpreted. Nothing is tried or timed.
+    Asked in this order: the argument `impl`, the surrounding `implementation(...)`, the environment variable
+    FASTDGL_IMPL, "auto". A name that is asked for and not available is an error, never a substitute. "auto" takes what
+    the verdict of the device says is right, and of that the fastest; the reference where there is no verdict.
+    "fastest" asks for no verdict. Nothing is tried or timed here.
 
     Backward never asks again: it runs on threads of its own, where the surrounding choice does not hold.
 
     Args:
-        x: The operator's main input: what can run depends on its device and dtype.
+        x: The operator's main input: what can run depends on its device, dtype and layout.
         impl: The caller's wish, or None.
-        remarks: What `explain` is to say besides of an implementation that can run, by its name.
-        preference: Gives the name of the implementation that is the fastest for `x`, and where that is written; None
-            where it is the first for all.
+        remarks: What `explain` says besides of an implementation that can run, by its name.
+        preference: Gives the name of the implementation that is the fastest for `x` where no time was measured, and
+            where that is written; None where it is the first for all.
+        kind: What distinguishes the call's times from those of other calls with the same shape of `x`.
+        channels: Of the output; None for those of `x`.
+        enlarged: How many times as large as `x` the largest tensor inside is, at most.
         implementations: The operator's own, by name, the fastest first, "reference" last, which carries its name.
     """
     name, source = _wanted(impl)
     operator = implementations["reference"].__name__
     if name not in ("auto", "fastest", *implementations):
         raise ValueError(f"{source}={name!r}: {operator} has no such implementation, it has {_listed(implementations)}")
-    obstacle = {"auto": why_not_by_itself, "fastest": why_not}.get(name)
-    taken, preferred, explaining = name, None, _explaining.get()
-    if obstacle and failure(operator, x.device):
-        taken, obstacle = "reference", None
-    elif obstacle:
-        able = [n for n in implementations if obstacle(n, x) is None]
+    spelled, explaining = (x, kind, channels), _explaining.get()
+    if _asking.get():
+        default = preference()[0] if preference else next(iter(implementations))
+        raise _Layer(_layer_name(*spelled), default)
+    taken, preferred, reasons = name, None, None
+    if name in ("auto", "fastest"):
+        reasons = {n: _obstacle(name, n, x, operator, enlarged) for n in implementations}
+        if failed := failure(operator, x.device):
+            reasons |= {n: reasons[n] or failed for n in implementations if n != "reference"}
+        able = [n for n, reason in reasons.items() if reason is None]
+        preferred = _timed(operator, *spelled) if name == "auto" else None
         # where only one can run beside the reference, nobody need say which is faster
-        if preference and (len(able) > 2 or explaining):
+        if preferred is None and preference and (len(able) > 2 or explaining):
             preferred = preference()
         taken = preferred[0] if preferred and preferred[0] in able else able[0]
+        if name == "auto" and taken == "reference" and not explaining:
+            _say_once(x)
     if explaining:
         order = sorted(implementations, key=lambda n: n != preferred[0]) if preferred else implementations
-        raise _Explanation(_explanation(x, operator, name, source, taken, order, preferred, remarks))
+        reasons = {n: reasons[n] if reasons else why_not(n, x) for n in order}
+        raise _Explanation(_explanation(x, operator, name, source, taken, reasons, preferred, remarks))
     if reason := why_not(taken, x):
         raise RuntimeError(f"{source}={name!r} cannot run {operator} on x of shape {tuple(x.shape)}: {reason}")
     return implementations[taken]
@@ -142,10 +168,53 @@ def within(x: Tensor, asked: str) -> str:
 
 
 def kernels_in_force(device: torch.device) -> bool:
-    """Whether operators not told otherwise run as kernels on the device, where there is one for their input."""
+    """Return whether operators run as kernels on the device, where there is one for their input and nobody names another."""
     name, _ = _wanted(None)
-    obstacle = why_not_by_itself if name == "auto" else why_not
-    return name != "reference" and obstacle("triton", torch.empty(0, device=device)) is None
+    if name == "auto":
+        found = verdict_of(device)[0] if why_not_triton(device) is None and is_gpu(device) else None
+        return found is not None and bool(found.right())
+    return name != "reference" and why_not_triton(device) is None
+
+
+def use(device: torch.device, verdict: "Verdict | None", reason: str = "") -> None:
+    """Let "auto" follow a verdict on a device in this process, whatever the cache on disk holds.
+
+    Args:
+        verdict: None for none: the reference runs.
+        reason: Why there is none, a clause for `explain`; nothing else is said then.
+    """
+    _verdicts[_indexed(device)] = (verdict, reason)
+    if reason:
+        _said.add("reference")
+
+
+def forget() -> None:
+    """Read verdicts from disk again when they are next asked for."""
+    _verdicts.clear()
+    _said.clear()
+
+
+def verdict_of(device: torch.device) -> "tuple[Verdict | None, str]":
+    """Return the verdict of a device, or None and one clause that says why there is none. Read once, in a few ms."""
+    device = _indexed(device)
+    found = _verdicts.get(device)
+    if found is None:
+        from .certify import verdict
+
+        found = _verdicts[device] = verdict.read(verdict.machine(device))
+    return found
+
+
+def layer_of(operator: Callable, *arguments, **keywords) -> tuple[str, str | None]:
+    """Return how a verdict spells a call, and the implementation to take where no time was measured. Nothing is computed."""
+    token = _asking.set(True)
+    try:
+        operator(*arguments, **keywords)
+    except _Layer as found:
+        return found.args
+    finally:
+        _asking.reset(token)
+    raise ValueError(f"{getattr(operator, '__name__', operator)} has no choice")
 
 
 def why_not(name: str, x: Tensor) -> str | None:
@@ -158,16 +227,69 @@ def why_not(name: str, x: Tensor) -> str | None:
     return why_not_triton(x.device)
 
 
-def why_not_by_itself(name: str, x: Tensor) -> str | None:
-    """The reason "auto" does not take the implementation for `x`, or None if it may."""
+def why_not_by_itself(name: str, x: Tensor, operator: str, enlarged: int = 1) -> str | None:
+    """Return the reason "auto" does not take the implementation for `x`, or None if it may."""
     reason = why_not(name, x)
     if reason is not None or name == "reference":
         return reason
-    if not x.is_cuda:
-        return f"it is on {x.device}, where Triton is interpreted and slow: to be had by name only"
-    if architecture(x.device) not in CONFIRMED:
-        return f"no GPU of its kind ({architecture(x.device)}) has confirmed it yet: to be had by name, or as 'fastest'"
-    return None
+    if not is_gpu(x.device):
+        return f"it is on {x.device}, where Triton is interpreted and slow: available by name only"
+    verdict, missing = verdict_of(x.device)
+    if verdict is None:
+        return f"{missing}; available by name, or as 'fastest'"
+    if x.numel() * enlarged > MOST_ELEMENTS:
+        return f"it takes tensors of more than {MOST_ELEMENTS} elements, which were not certified"
+    return verdict.why_not(operator, str(x.dtype)[6:], layout(x), name)
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Return whether kernels are compiled for the device, and not interpreted."""
+    return device.type == "cuda"
+
+
+def _obstacle(name: str, implementation: str, x: Tensor, operator: str, enlarged: int) -> str | None:
+    if name == "fastest":
+        return why_not(implementation, x)
+    return why_not_by_itself(implementation, x, operator, enlarged)
+
+
+def _layer_name(x: Tensor, kind: str, channels: int | None) -> str:
+    return f"{kind} {layer(x, x.shape[1] if channels is None and x.ndim > 1 else channels or 1)}".strip()
+
+
+def _timed(operator: str, x: Tensor, kind: str, channels: int | None) -> tuple[str, str] | None:
+    """Return the implementation that the device's verdict found the fastest for a call, and where that is written."""
+    if not is_gpu(x.device) or why_not_triton(x.device) is not None:
+        return None
+    verdict, _ = verdict_of(x.device)
+    if verdict is None or not verdict.timings:
+        return None
+    found = verdict.timing(operator, _layer_name(x, kind, channels))
+    if found is None:
+        return None
+    ratio = found.us["reference"] / found.us[found.fastest] if found.us[found.fastest] else 1.0
+    return found.fastest, f"as timed on {verdict.day}: {ratio:.2f} times as fast as the reference"
+
+
+def _say_once(x: Tensor) -> None:
+    """Warn, once in a process, that the reference runs for want of a verdict."""
+    if "reference" in _said or not is_gpu(x.device) or why_not_triton(x.device) is not None:
+        return
+    # a process that was told which verdict to use has said what there is to say
+    verdict, reason = verdict_of(x.device)
+    if verdict is None and reason:
+        _said.add("reference")
+        warnings.warn(
+            f"{__package__} runs plain PyTorch on {x.device}: {reason}; run `{COMMAND}` once to prove and use its kernels",
+            # past the operator and its door
+            stacklevel=5,
+        )
+
+
+def _indexed(device: torch.device) -> torch.device:
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def why_not_triton(device: torch.device) -> str | None:
@@ -223,21 +345,22 @@ class _Explanation(Exception):
     """Carries the text from where the choice is made to who asked for it."""
 
 
+class _Layer(Exception):
+    """Carries a layer's name and default from where the choice is made to who asked for it."""
+
+
 def _explanation(
     x: Tensor,
     operator: str,
     name: str,
     source: str,
     taken: str,
-    names: Iterable[str],
+    reasons: Mapping[str, str | None],
     preferred: tuple[str, str] | None,
     remarks: Mapping[str, Callable[[], str]],
 ) -> str:
-    reasons = {n: why_not_by_itself(n, x) if name == "auto" else why_not(n, x) for n in names}
     takes_first = name in ("auto", "fastest")
     failed = failure(operator, x.device)
-    if failed and takes_first:
-        reasons |= {n: reasons[n] or failed for n in names if n != "reference"}
     wish = f'"{name}" takes the first that is able' if takes_first else f"{source}={name!r} leaves no choice"
     wish += f": {preferred[0]!r} first, {preferred[1]}" if preferred else ""
     verb = "runs" if reasons[taken] is None else "cannot run"

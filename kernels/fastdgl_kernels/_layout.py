@@ -62,3 +62,26 @@ def small(*tensors: Tensor | None) -> list[Tensor | None]:
 def sample_stride(t: Tensor | None) -> int:
     """Of contiguous `[N, ...]`, from one sample to the next; 0 where all share one, or have none."""
     return 0 if t is None or t.shape[0] == 1 else prod(t.shape[1:])
+
+
+def layout(x: Tensor) -> str:
+    """Return the class of a layout, as verdicts know it: "NHWC" where neighbours in memory are channels, else "NCHW"."""
+    return "NHWC" if x.ndim > 1 and is_channels_last(x) else "NCHW"
+
+
+def layer(x: Tensor, O: int) -> str:
+    """Return how verdicts and tables spell a layer: "512>256 @64 N=32 float16 NHWC".
+
+    Powers of two stand for the longer side of x, and for its batch, up to the next power.
+
+    Args:
+        x: `[N, I, ...]`.
+        O: Channels of the output.
+    """
+    N, I, *sides = (*x.shape, 1, 1)[: max(x.ndim, 3)]
+    return f"{I}>{O} @{_power(*sides)} N={_power(N)} {str(x.dtype)[6:]} {layout(x)}"
+
+
+def _power(*sizes: int | torch.SymInt) -> int | str:
+    """The largest power of two that one of them reaches; none where who traces takes them for unknown."""
+    return 1 << max(sizes).bit_length() >> 1 if all(isinstance(n, int) for n in sizes) else "any"

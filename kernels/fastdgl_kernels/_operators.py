@@ -5,8 +5,9 @@ cannot read how an implementation is chosen, and kernels are started from Python
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from functools import wraps
 
@@ -33,6 +34,19 @@ TYPES = {
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
+# called before a public operator runs, as note(name, arguments by parameter)
+_recorder: ContextVar[Callable | None] = ContextVar("fastdgl_kernels recorder of calls", default=None)
+
+
+@contextmanager
+def recorded(note: Callable) -> Iterator[None]:
+    """Call `note(name, arguments)` before each public operator that is called inside, on this thread."""
+    token = _recorder.set(note)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
 
 def door(function: Callable) -> Callable:
     """A public operator that Dynamo does not look into, and all that comes after it does.
@@ -42,8 +56,8 @@ def door(function: Callable) -> Callable:
     Args:
         function: Its annotations are in `TYPES`; it returns one tensor.
     """
-    parameters = inspect.signature(function).parameters.values()
-    name = function.__name__
+    signature = inspect.signature(function)
+    parameters, name = signature.parameters.values(), function.__name__
     _library.define(f"{name}({', '.join(map(_declared, parameters))}) -> Tensor")
     _library.impl(name, function, "CompositeImplicitAutograd")
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
@@ -52,6 +66,9 @@ def door(function: Callable) -> Callable:
     def enter(*arguments, **keywords):
         if torch.compiler.is_dynamo_compiling():
             return operator(*arguments, **keywords)
+        note = _recorder.get()
+        if note is not None:
+            note(name, signature.bind(*arguments, **keywords).arguments)
         return function(*arguments, **keywords)
 
     return enter

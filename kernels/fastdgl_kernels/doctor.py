@@ -23,6 +23,7 @@ from . import (
     upfirdn2d,
 )
 from ._fallback import LaunchError, failures_raised, summary
+from .certify.command import summary as certification
 
 # in units of rounding at the largest value: sums of some hundred terms stay far below, wrong numbers do not
 ROUNDINGS = 64
@@ -108,7 +109,11 @@ def environment(device: str) -> list[str]:
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         lines[-1] = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}, CUDA {torch.version.cuda}"
-    return [*lines, f"FASTDGL_IMPL: {os.environ.get('FASTDGL_IMPL') or 'not set'}"]
+    return [
+        *lines,
+        f"FASTDGL_IMPL: {os.environ.get('FASTDGL_IMPL') or 'not set'}",
+        f"certification: {certification(torch.device(device))}",
+    ]
 
 
 def check(case: Case, name: str, device: str) -> bool:

@@ -49,7 +49,7 @@ def bias_act(
     """
     numbers = completed(act, alpha, gain, clamp)
     check_arguments(x, b, dim)
-    run = dispatch(x, impl, triton=_triton, reference=reference.bias_act)
+    run = dispatch(x, impl, kind=act, triton=_triton, reference=reference.bias_act)
     return run(x, b, dim % x.ndim, act, *numbers)
 
 

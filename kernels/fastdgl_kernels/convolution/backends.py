@@ -5,10 +5,9 @@ Chosen ahead of time, never while training: by the table of the GPU's architectu
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from .._layout import is_channels_last
+from .. import _layout
 from .._tuning import architecture
 from .spec import Spec
 
@@ -64,16 +63,16 @@ def kind(w: Tensor, spec: Spec) -> str:
     return {(1, 1): "same", (2, 1): "up", (1, 2): "down"}.get((spec.up, spec.down), "other")
 
 
+def enlarged(x: Tensor, w: Tensor, up: int) -> int:
+    """Return how many times as large as x the largest tensor inside of a layer is, at most."""
+    O, I = len(w), x.shape[1]
+    # between a transposed convolution and its filter, images are a few pixels larger
+    return 2 * up * up * max(1, -(-O // I))
+
+
 def layer(kind: str, x: Tensor, O: int) -> str:
     """How the table spells a layer: "modulated same 512>512 @64 N=32 float16 NHWC".
 
     Powers of two stand for the longer side of x, and for its batch, up to the next power.
     """
-    N, I, H, W = x.shape
-    layout = "NHWC" if is_channels_last(x) else "NCHW"
-    return f"{kind} {I}>{O} @{_power(H, W)} N={_power(N)} {str(x.dtype)[6:]} {layout}"
-
-
-def _power(*sizes: int | torch.SymInt) -> int | str:
-    """The largest power of two that one of them reaches; none where who traces takes them for unknown."""
-    return 1 << max(sizes).bit_length() >> 1 if all(isinstance(n, int) for n in sizes) else "any"
+    return f"{kind} {_layout.layer(x, O)}"

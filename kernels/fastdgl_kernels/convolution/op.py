@@ -62,11 +62,15 @@ def conv2d_resample(
     padding = whole_padding(filter_size(f), up, down, padding)
     spec = Spec(up, down, padding, groups, bool(flip_weight), bool(flip_filter))
     run_as = partial(_conv2d_resample, asked=asked(impl))
+    kind = backends.kind(w, spec)
     run = dispatch(
         x,
         impl,
         {"triton": partial(remark, x, w, f, spec)},
-        partial(backends.preference, backends.kind(w, spec), x, len(w)),
+        partial(backends.preference, kind, x, len(w)),
+        kind,
+        len(w),
+        backends.enlarged(x, w, up),
         cudnn=run_as,
         triton=partial(run_as, own=True),
         reference=reference.conv2d_resample,

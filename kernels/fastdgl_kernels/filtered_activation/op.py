@@ -71,7 +71,10 @@ def filtered_lrelu(
     downsample = Resample((1, 1), down, (0, 0, 0, 0), flip)
     size = check_output(x.shape, filter_size(fu), upsample)
     check_output((*x.shape[:2], *size[::-1]), filter_size(fd), downsample)
-    run = dispatch(x, impl, triton=_triton, reference=reference.filtered_lrelu)
+    kind = f"up{up[0]}x{up[1]} down{down[0]}x{down[1]}"
+    run = dispatch(
+        x, impl, kind=kind, enlarged=up[0] * up[1], triton=_triton, reference=reference.filtered_lrelu
+    )
     run = partial(run, fu=fu, fd=fd, spec=Spec(upsample, downsample, slope, gain, clamp))
     return _Remade.apply(x, b, run)
 

@@ -47,7 +47,7 @@ def scale_shift_act(
         raise ValueError(f"act={act!r}: expected one of {', '.join(map(repr, ACTS))}")
     if up not in (1, 2):
         raise ValueError(f"up must be 1 or 2, got {up!r}")
-    run = dispatch(x, impl, triton=_triton, reference=reference.scale_shift_act)
+    run = dispatch(x, impl, kind=f"{act} up{up}", enlarged=up * up, triton=_triton, reference=reference.scale_shift_act)
     scale, shift = (t if t.ndim == 2 else t[None] for t in (scale, shift))
     return run(x, scale, shift, act, int(up))
 

@@ -98,7 +98,9 @@ def upfirdn2d(
         parse_scaling(up, "up"), parse_scaling(down, "down"), parse_padding(padding), bool(flip_filter), float(gain)
     )
     check_output(x.shape, filter_size(f), resample)
-    run = dispatch(x, impl, triton=_triton, reference=reference.upfirdn2d)
+    (ux, uy), (dx, dy) = resample.up, resample.down
+    kind = f"up{ux}x{uy} down{dx}x{dy}"
+    run = dispatch(x, impl, kind=kind, enlarged=ux * uy, triton=_triton, reference=reference.upfirdn2d)
     return run(x, f, resample)
 
 
