@@ -24,12 +24,14 @@ class Student:
     average: The averaged G.
     start_images: Images that D had been shown before this run.
     taken: What of the networks that the run starts from is taken over and what not, a line for each; empty where all is.
+    kernels: What its operators go by, which a checkpoint keeps.
     """
 
     gan: Adversaries
     average: nn.Module
     start_images: int
     taken: Sequence[str] = ()
+    kernels: Any = None
 
     @property
     def engines(self) -> dict[str, Engine]:

@@ -33,6 +33,8 @@ NameOrNone = Annotated[str, Field(pattern=r"^[\w.-]*$", max_length=100)]
 PathText = Annotated[str, AfterValidator(expanded)]
 # True equals 1 in Python, and would pass for it in a choice of numbers
 NotBoolean = BeforeValidator(lambda value: str(value).lower() if isinstance(value, bool) else value)
+# YAML reads off and on as truth values
+OffAsText = BeforeValidator(lambda value: "off" if value is False else value)
 
 
 
@@ -557,6 +559,9 @@ class Engine(Section):
         `model.num_fp16_res`; `fp16` and `bf16` keep whole networks in 16 bits with fp32 masters.
     initial_scale_power: fp16's loss scale starts at 2 to this power.
     allow_tf32: fp32 convolutions on a GPU may use TF32: faster, and no longer the numbers of the paper.
+    kernels: `auto` runs our kernels where they are certified right on every GPU of the run, and certifies them before the first step where
+        they are not (about a minute, once for a machine). `off` runs PyTorch's own operators. `required` stops where no kernel may run.
+        A resumed run keeps to the kernels it began with; `required` takes those of this machine.
     timeout: Seconds for which a rank may be silent, or the others may wait for it in a collective, before the run ends with a
         message that names it. What rank 0 does alone, such as writing a snapshot, must fit. The largest of a file's stages counts.
     """
@@ -567,6 +572,7 @@ class Engine(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     initial_scale_power: Annotated[int, Field(ge=0, le=24)] = 8
     allow_tf32: bool = False
+    kernels: Annotated[Literal["auto", "off", "required"], OffAsText] = "auto"
     timeout: Annotated[float, Field(ge=5, le=604800)] = 1800
 
     @model_validator(mode="after")

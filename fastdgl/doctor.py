@@ -15,6 +15,7 @@ import psutil
 import torch
 import torch.distributed as dist
 from fastdgl_kernels import doctor as doctor_of_kernels, kernels_in_force
+from fastdgl_kernels.certify.command import summary
 
 from . import __version__
 from .download import cache_folder
@@ -75,6 +76,8 @@ def devices() -> Iterator[Finding]:
     yield Finding("triton", version("triton") or "not installed", problem)
     kernels = kernels_in_force(torch.device("cuda" if count else "cpu"))
     yield Finding("operators", "kernels, where there is one for their input" if kernels else "PyTorch's own")
+    if count:
+        yield Finding("certification", summary(torch.device("cuda")))
 
 
 # where drivers say that there is a GPU, whatever PyTorch is built for

@@ -33,6 +33,7 @@ from fastdgl.fidelity.moments import FeatureError
 from fastdgl.images import VECTORS, DatasetError, ImageDataset, LabelsMissing, stream
 from fastdgl.interruption import StopRequest
 from fastdgl.journal import Journal, Statistic, new_run_folder
+from fastdgl.kernel_choice import RECORD, choose_kernels, keep as keep_kernels, kept as kernels_kept
 from fastdgl.latents import Latents
 from fastdgl.models.cost import macs, parameter_count
 from fastdgl.paths import UserPath
@@ -118,7 +119,9 @@ def train(config: Config, run: Run, resumed: Path | None = None, place: str = ""
     as_written, config = config, config.with_references(first_rank_decides(lambda: fetched_references(config)))
     check_fetched(as_written, config, run)
     evaluator = Evaluator(config, dataset, run) if config.metrics.names else None
+    kernels = choose_kernels(config, run, dataset.label_dim, None if resumed is None else first_rank_decides(lambda: kernels_kept(resumed)))
     student = assemble(config, dataset, run, resumed=resumed is not None)
+    student.kernels = kernels
     latents = Latents(config.seed + student.start_images, torch.from_numpy(dataset.all_labels()), run.device, run.rank, run.world_size,
                       dataset.label_dim)
     progress, faults = Progress(seen=student.start_images), {}
@@ -131,6 +134,9 @@ def train(config: Config, run: Run, resumed: Path | None = None, place: str = ""
     folder = first_rank_decides(lambda: begin_folder(config, sheet, student) if resumed is None else resumed)
     check_shared(folder, run)
     first_rank_decides(lambda: keep_config(folder, as_written))
+    # a resumed run keeps what it began with, wherever it goes on, unless it is told to take what is right here
+    if resumed is None or config.engine.kernels == "required" or not (folder / RECORD).exists():
+        first_rank_decides(lambda: keep_kernels(folder, kernels))
     news = ""
     with StopRequest(run) as stop:
         while True:
@@ -352,7 +358,7 @@ def save(config: Config, folder: Path, dataset: ImageDataset, student: Student, 
          faults: Mapping[int, str]) -> None:
     """Write a checkpoint of this moment. faults: What is wrong with the images that were replaced so far, on any rank."""
     state = {"student": student.state_dict(), "latents": latents.state_dict(), "progress": vars(progress), "faults": dict(faults),
-             "labels": checkpoints.labels_of(dataset),
+             "labels": checkpoints.labels_of(dataset), "kernels": student.kernels.to_json(),
              "carried_by": {"engine.precision": config.engine.precision}}
     checkpoints.save_checkpoint(folder / checkpoints.CHECKPOINTS, student.engines, state, progress.seen, config.train.keep_checkpoints)
 
@@ -454,7 +460,10 @@ def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, 
                     f"  memory    {micro_batches['D']} images of D and {micro_batches['G']} of G at once on each rank\n"
                     f"{config.r1_in_words}"
                     f"  on        {device}, torch {torch.__version__}, {carried}, {engine.precision}, "
-                    f"Adam by {ADAM[chosen_implementation(config.optimizer.implementation, run.device)]}\n")
+                    f"Adam by {ADAM[chosen_implementation(config.optimizer.implementation, run.device)]}\n"
+                    f"  kernels   {student.kernels.sentence}\n")
+    for warning in student.kernels.warnings:
+        journal.message(f"warning: {warning}")
     for note in dataset.notes:
         journal.message(f"note: {note}")
     journal.write_options("training_options.json", configs.to_dict(config) | {

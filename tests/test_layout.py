@@ -23,7 +23,7 @@ ORDER = [
     "requested_labels",
     "drawing",
     "assembly conversion evaluation exporting warmup training_metrics doctor",
-    "reporting",
+    "reporting kernel_choice",
     "train cli",
     "__main__",
 ]
