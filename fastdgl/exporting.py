@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import __version__
 from .atomic_files import atomically
 from .checkpoints import CheckpointError, Snapshot, open_snapshot
+from .images import VECTORS
 from .onnx_opsets import OpsetError, in_opset
 from .paths import UserPath, why_not_writable
 
@@ -162,7 +163,9 @@ class DrawingFromW(Drawing):
 def description(snapshot: Snapshot, drawing: Drawing) -> dict[str, str]:
     """What a file says of its generator, to whoever has no more than the file."""
     said = {"family": snapshot.family, "images": "[N, channels, R, R], about [-1, 1]", "made_by": f"fastdgl {__version__}"}
-    if snapshot.arguments["G"]["c_dim"]:
+    if snapshot.label_kind == VECTORS:
+        said["labels"] = f"vectors of {snapshot.arguments['G']['c_dim']} numbers"
+    elif snapshot.arguments["G"]["c_dim"]:
         said["classes"] = json.dumps(list(snapshot.class_names or range(snapshot.arguments["G"]["c_dim"])), ensure_ascii=False)
     if snapshot.family == "stylegan2":
         said |= {"truncation_psi": str(1.0 if drawing.truncation is None else drawing.truncation), "noise_mode": drawing.options.get("noise_mode", "const")}
