@@ -116,7 +116,7 @@ def train(config: Config, run: Run, resumed: Path | None = None, place: str = ""
     check_implementation(config, run.device)
     allow_tf32(config.engine.allow_tf32)
     dataset = open_images(config)
-    as_written, config = config, config.with_references(first_rank_decides(lambda: fetched_references(config)))
+    as_written, config = config, config.with_references(first_rank_decides(lambda: fetched_references(config, resumed is not None)))
     check_fetched(as_written, config, run)
     evaluator = Evaluator(config, dataset, run) if config.metrics.names else None
     kernels = choose_kernels(config, run, dataset.label_dim, None if resumed is None else first_rank_decides(lambda: kernels_kept(resumed)))
@@ -522,9 +522,13 @@ def resolved(config: Config, finished: dict[str, Path]) -> Config:
     return config.with_references({key: snapshot(reference) for key, reference in config.references.items() if reference.startswith(STAGE_PREFIX)})
 
 
-def fetched_references(config: Config) -> dict[str, str]:
-    """Where the snapshots that are given by an address lie, by the keys that name them; called by rank 0 alone, which fetches them."""
-    return {key: str(checkpoints.local(reference)) for key, reference in config.references.items() if is_address(reference)}
+def fetched_references(config: Config, resumed: bool) -> dict[str, str]:
+    """Where the snapshots that are given by an address lie, by the keys that name them; called by rank 0 alone, which fetches them.
+
+    A resumed run needs no start.
+    """
+    return {key: str(checkpoints.local(reference)) for key, reference in config.references.items()
+            if is_address(reference) and not (resumed and key == "start")}
 
 
 def check_fetched(as_written: Config, config: Config, run: Run) -> None:
