@@ -288,9 +288,14 @@ def _recognised(snapshot: Snapshot) -> Snapshot:
             raise TypeError
     if "D" in snapshot.arguments:
         snapshot.minibatch_group
-    if snapshot.label_kind is None and snapshot.arguments["G"]["c_dim"] and (texts or not models.FAMILIES[snapshot.family][0].vector_labels):
-        return replace(snapshot, label_kind=CLASSES)
-    return snapshot
+    return _with_label_kind(snapshot)
+
+
+def _with_label_kind(snapshot: Snapshot) -> Snapshot:
+    """Return the snapshot with the kind of its labels where the file leaves it out, but only classes are possible."""
+    # names are those of classes, and a family may take no vectors
+    sure = snapshot.class_names or not models.FAMILIES[snapshot.family][0].vector_labels
+    return replace(snapshot, label_kind=CLASSES) if snapshot.label_kind is None and snapshot.arguments["G"]["c_dim"] and sure else snapshot
 
 
 def _pretrained(folder: Path) -> Snapshot:
@@ -319,7 +324,7 @@ def _converted(path: Path) -> Snapshot:
         for name in ("G", "G_ema"):
             states[name]["mapping.w_avg"] = mean_of_w(found.arguments["G"], states[name], f"{name} in {path}")
         notes.append(f"the mean of w, to which truncation pulls, is not in the file: it is that of {MEAN_OF_W_SAMPLES} random z")
-    snapshot = Snapshot(path, found.family, found.arguments, 0, None, states, notes)
+    snapshot = _with_label_kind(Snapshot(path, found.family, found.arguments, 0, None, states, notes))
     unusable = found.unusable
     if "D" in found.arguments:
         try:
