@@ -103,7 +103,6 @@ def test_a_held_kernel_is_started_with_what_triton_starts_it_with(driver, argume
         assert all(a is b for a, b in zip(entry.arguments, arguments, strict=True))
 
 
-@pytest.mark.parametrize("programs", [0, (4, 0, 2)], ids=str)
 @triton.jit
 def total(x, y, N: tl.constexpr):
     """Needs shared memory."""
@@ -153,6 +152,7 @@ def fail(error):
     raise error
 
 
+@pytest.mark.parametrize("programs", [0, (4, 0, 2)], ids=str)
 def test_no_program_is_no_launch(driver, programs):
     launch(kernel, programs, *BASE)
     assert not driver.launches and not driver.compiled
