@@ -62,16 +62,26 @@ def in_any_layout(calls):
     return {replace(call, operands={name: replace(o, layout="") for name, o in call.operands.items()}) for call in calls}
 
 
+def covered(calls, others):
+    """Whether each call is among the others; one that takes no gradients may be there with gradients: it launches the same and less."""
+    values = {without_gradients(call) for call in others}
+    return all(call in others or (not any(o.grad for o in call.operands.values()) and call in values) for call in calls)
+
+
+def without_gradients(call):
+    return replace(call, operands={name: replace(o, grad=False) for name, o in call.operands.items()})
+
+
 class TestRecording:
     @pytest.mark.parametrize("name", STEPS)
     def test_the_calls_of_a_step_are_those_of_its_rehearsal(self, name, rehearsed, triton):
         plain, kernels = rehearsed
         with implementation("reference"), recording() as calls:
             STEPS[name](adversaries(), random_inputs())
-        assert len(calls) > 5 and in_any_layout(calls) <= in_any_layout(plain)
+        assert len(calls) > 5 and covered(in_any_layout(calls), in_any_layout(plain))
         with recording() as calls:
             launched(lambda: STEPS[name](adversaries(), random_inputs()))
-        assert len(calls) > 5 and set(calls) <= kernels
+        assert len(calls) > 5 and covered(calls, kernels)
 
     @pytest.mark.parametrize("name", STEPS)
     def test_what_a_step_launches_is_certified(self, name, rehearsed, triton):
