@@ -1,5 +1,7 @@
 """The processes that check operators, with operators that have one fault each (fake_operators.py)."""
 
+import re
+
 import pytest
 from fastdgl_kernels.certify.calls import Call, Operand
 from fastdgl_kernels.certify.pool import CRASHED, HUNG, OVER, DeviceLost, Limits, Pool, PoolError
@@ -47,7 +49,9 @@ def test_what_hangs_is_killed_and_the_rest_goes_on():
     asked = []
     with Pool("cpu", "fake_operators", limits=Limits(run=1.0)) as pool:
         found = outcomes(pool, ["sleeps", "wrong_second"], skip=lambda job: asked.append(job["call"]["operator"]) or job["call"]["operator"] == "wrong_second")
-    assert found == {"sleeps": {"outcome": HUNG, "words": "it did not end within 1 s"}}
+    assert found.keys() == {"sleeps"} and found["sleeps"]["outcome"] == HUNG
+    # since the job started, of which a busy machine makes more
+    assert re.fullmatch(r"it did not end within \d+ s", found["sleeps"]["words"])
     # what is left out is decided after what came before it
     assert asked == ["sleeps", "wrong_second"]
 
