@@ -581,7 +581,7 @@ def test_the_words_of_other_programs_lead_to_our_keys(tmp_path, text, said):
     ({"generator_channels": [8, 8]}, "generator_channels: [8, 8] has 2 widths; expected 4, for 4, 8, 16, 32"),
     ({"discriminator_channels": [8, 8, 0, 8]}, "model.discriminator_channels.2: expected a number greater than 0, got 0"),
     ({"generator_channels": [8, 8, 7, 8], "generator_fraction": 0.5}, "generator_fraction: 0.5 of the 7 channels at 16x16 is 3.5"),
-    ({"generator_channels": 8}, "generator_channels: expected a list, got 8"),
+    ({"generator_channels": 8}, "generator_channels: [8] has 1 widths; expected 4"),
 ])
 def test_widths_by_a_list_are_one_for_each_resolution(changes, said):
     with pytest.raises(ConfigError) as error:
