@@ -80,6 +80,16 @@ def test_what_is_just_passed_is_the_same_kernel(driver, change):
     assert kernels((BASE, {}), (but(**change), {})) == driver.compiled == 1
 
 
+def test_no_more_kernels_are_held_than_allowed_and_a_dropped_one_is_not_compiled_again(driver, monkeypatch):
+    monkeypatch.setattr(_launch, "MOST_HELD", 3, raising=False)
+    # Triton compiles one kernel for all these sizes, and each of them is held for itself
+    sizes = [33, 35, 37, 39, 41]
+    assert kernels(*((but(n=n), {}) for n in sizes)) == 3
+    assert [key[-2] for key in _launch._held] == sizes[2:]
+    assert kernels((but(n=33), {})) == 3 and [key[-2] for key in _launch._held] == [39, 41, 33]
+    assert driver.compiled == 1 and len(driver.launches) == 6
+
+
 @pytest.mark.parametrize("option", [dict(num_warps=8), dict(num_stages=2)], ids=str)
 def test_options_make_kernels(driver, option):
     assert kernels((BASE, {}), (BASE, option)) == 2

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
+from threading import Lock
 
 import torch
 import triton
@@ -12,8 +13,15 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from ._fallback import LaunchError
 
-# kernels by everything Triton specialises on, so that a hit is the very binary Triton would pick
+# kernels by everything Triton specialises on, so that a hit is the very binary Triton would pick; the oldest first
 _held: dict[tuple, object] = {}
+
+# the most kernels in `_held`: keys hold sizes, so images of ever new sizes would fill it without end. Triton keeps its
+# own, and finds a dropped one there without compiling it
+MOST_HELD = 4096
+
+# threads of backwards add to `_held`, too
+_adding = Lock()
 
 # called in place of a launch, as take(kernel, arguments, num_warps, num_stages)
 _taker: ContextVar[Callable | None] = ContextVar("fastdgl_kernels taker of launches", default=None)
@@ -66,7 +74,7 @@ def launch(
     with _no_switch if device.index == torch.cuda.current_device() else torch.cuda.device(device):
         held = _held.get(key)
         if held is None:
-            _held[key] = _first_start(kernel, grid, arguments, options(num_warps, num_stages))
+            _hold(key, _first_start(kernel, grid, arguments, options(num_warps, num_stages)))
         elif held.metadata.global_scratch_size:
             copy_context().run(_with_scratch, held[grid], *arguments)
         else:
@@ -104,6 +112,14 @@ def specialisation(kernel: triton.JITFunction, arguments: tuple) -> tuple:
             for a in arguments[:n]
         ],
     )
+
+
+def _hold(key: tuple, compiled: object) -> None:
+    """Add a kernel to `_held`, and drop the oldest where there are too many."""
+    with _adding:
+        _held[key] = compiled
+        while len(_held) > MOST_HELD:
+            del _held[next(iter(_held))]
 
 
 def _start(kernel: triton.JITFunction, grid: tuple[int, int, int], *arguments, **options):
