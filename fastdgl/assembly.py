@@ -25,6 +25,7 @@ class Student:
     start_images: Images that D had been shown before this run.
     taken: What of the networks that the run starts from is taken over and what not, a line for each; empty where all is.
     kernels: What its operators go by, which a checkpoint keeps.
+    average_D: The averaged D; None where the config has none.
     """
 
     gan: Adversaries
@@ -32,6 +33,7 @@ class Student:
     start_images: int
     taken: Sequence[str] = ()
     kernels: Any = None
+    average_D: nn.Module | None = None
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -43,7 +45,8 @@ class Student:
     @property
     def networks(self) -> dict[str, nn.Module]:
         """By the names that a snapshot stores them under."""
-        return {"G": self.gan.G.module, "D": self.gan.D.module, "G_ema": self.average}
+        averages = {"G_ema": self.average} if self.average_D is None else {"G_ema": self.average, "D_ema": self.average_D}
+        return {"G": self.gan.G.module, "D": self.gan.D.module} | averages
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -54,13 +57,20 @@ class Student:
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        return {"G_ema": self.average.state_dict(), "path_length_mean": self.gan.path_length_mean,
-                "start_images": self.start_images}
+        averages = {"G_ema": self.average.state_dict()} | ({} if self.average_D is None else {"D_ema": self.average_D.state_dict()})
+        return averages | {"path_length_mean": self.gan.path_length_mean, "start_images": self.start_images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, after the engines have been loaded: a run that kept no averaged D goes on with a copy of D."""
         if type(state["start_images"]) is not int or state["start_images"] < 0:
             raise ValueError(f"its start_images is {state['start_images']!r:.50}")
         self.average.load_state_dict(state["G_ema"])
+        if self.average_D is not None:
+            if "D_ema" in state:
+                self.average_D.load_state_dict(state["D_ema"])
+            else:
+                with self.gan.D.whole():
+                    self.average_D.load_state_dict(self.gan.D.module.state_dict())
         self.gan.path_length_mean.copy_(state["path_length_mean"])
         self.start_images = state["start_images"]
 
@@ -168,17 +178,22 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
     # RuntimeError: more memory than there is
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"model: {error}") from None
-    average = ema.averaged_copy(G)
+    average, average_D = ema.averaged_copy(G), ema.averaged_copy(D) if config.train.ema_discriminator else None
 
     # every file is opened and checked before the first engine is made
     teachers = [open_teacher(teacher.checkpoint, config, dataset, run.world_size) for teacher in config.guidance.teachers]
     feature_teacher = open_feature_teacher(G, config, dataset, run)
     start = None if config.start is None or resumed else open_start(config.start, config, dataset)
     taken = [] if start is None else take_over(start, {"G": G, "D": D, "G_ema": average}, starts_partly(start, config, dataset))
+    if start is not None and average_D is not None:
+        if start.averaged_D:
+            taken += take_over(start, {"D_ema": average_D}, starts_partly(start, config, dataset))
+        else:
+            average_D.load_state_dict(D.state_dict())
 
     discriminators, updated = [], []
     for snapshot, teacher in zip(teachers, config.guidance.teachers):
-        discriminator = snapshot.network("D").to(run.device)
+        discriminator = snapshot.network(snapshot.teacher_name(teacher.average)).to(run.device)
         if teacher.mode == "updated":
             updated.append(discriminator.train())
         discriminators.append(scatter_frozen(freeze(discriminator), config, run) if teacher.mode == "frozen" else discriminator)
@@ -199,7 +214,7 @@ def assemble(config: Config, dataset: ImageDataset, run: Run, resumed: bool) -> 
         # no regularization step of G's moves them
         adaptors=None if adaptors is None else make_engine(adaptors, adam.generator, 0, config, run),
     )
-    student = Student(gan, average, start.seen if start else 0, taken)
+    student = Student(gan, average, start.seen if start else 0, taken, average_D=average_D)
     # DeepSpeed wants gradients on when an engine is made; from here on each step turns on its own
     for engine in student.engines.values():
         engine.module.requires_grad_(False)
@@ -227,7 +242,7 @@ def open_feature_teacher(G: nn.Module, config: Config, dataset: ImageDataset, ru
     if settings is None:
         return None
     snapshot = open_teacher(settings.checkpoint, config, dataset, run.world_size)
-    teacher, D = snapshot.averaged_generator(run.device), snapshot.network("D").to(run.device)
+    teacher, D = snapshot.averaged_generator(run.device), snapshot.network(snapshot.teacher_name(settings.average)).to(run.device)
     for dim in ("z_dim", "w_dim"):
         theirs, ours = getattr(teacher, dim, None), getattr(G, dim, None)
         if theirs != ours:

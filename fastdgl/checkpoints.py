@@ -1,6 +1,6 @@
 """What a run leaves behind: network snapshots to use, and training checkpoints to go on from.
 
-A snapshot is one safetensors file with G, D and the averaged G, and in its header all that is needed to build them;
+A snapshot is one safetensors file with G, D and the averages of both, and in its header all that is needed to build them;
 opening it runs no code. Files of other codebases are opened as snapshots too, which runs none of theirs. A checkpoint is a
 folder with everything a run needs to continue; it appears whole or not at all.
 """
@@ -68,6 +68,7 @@ class Snapshot:
     states: The tensors of a file of another codebase; None for those in `path`.
     notes: What was lost or made up on the way from another codebase, a sentence each.
     without_D: Where there is no D, why, and what follows.
+    averaged_D: Whether it also holds the averaged D, as D_ema.
     best: Of a run's best snapshot: by which number it was chosen, its value, and of which detector; else None.
     """
 
@@ -81,6 +82,7 @@ class Snapshot:
     without_D: str = WITHOUT_D
     best: Mapping[str, Any] | None = None
     label_kind: str | None = None
+    averaged_D: bool = False
 
     @property
     def folder(self) -> Path:
@@ -90,7 +92,7 @@ class Snapshot:
     @property
     def names(self) -> list[str]:
         """The networks in it."""
-        return ["G", "D", "G_ema"] if "D" in self.arguments else ["G", "G_ema"]
+        return (["G", "D", "G_ema"] if "D" in self.arguments else ["G", "G_ema"]) + (["D_ema"] if self.averaged_D else [])
 
     @property
     def minibatch_group(self) -> int:
@@ -99,7 +101,7 @@ class Snapshot:
         return 1 if discriminator.independent_samples else self.arguments["D"]["mbstd_group_size"]
 
     def network(self, name: str, **changes: Any) -> nn.Module:
-        """The network `name`, one of G, D, G_ema, in eval mode on the CPU.
+        """The network `name`, one of G, D, G_ema, D_ema, in eval mode on the CPU.
 
         Args:
             changes: Arguments to build it with instead of those it was saved with.
@@ -107,9 +109,11 @@ class Snapshot:
         Raises:
             CheckpointError: The tensors in the file are not those of that network, or it has no D.
         """
-        if name == "D":
+        kind = name.removesuffix("_ema")
+        if kind == "D":
             check_has_discriminator(self)
-        kind = "D" if name == "D" else "G"
+        if name == "D_ema" and not self.averaged_D:
+            raise CheckpointError(f"{self.path}: it holds no averaged discriminator; expected a snapshot of a run with train.ema_discriminator")
         make = models.discriminator if kind == "D" else models.generator
         arguments = {**self.arguments[kind], **changes}
         try:
@@ -122,6 +126,10 @@ class Snapshot:
         # which labels it may be called with: a vector's network takes no class numbers
         network.label_kind = self.label_kind
         return network
+
+    def teacher_name(self, average: bool) -> str:
+        """Return which discriminator teaches: `D_ema` where it is wanted and the file holds it, else `D`."""
+        return "D_ema" if average and self.averaged_D else "D"
 
     def averaged_generator(self, device: str | torch.device) -> nn.Module:
         """G_ema on `device`, to draw images with; on a CPU, which is no faster in 16 bits, it computes in fp32.
@@ -146,7 +154,7 @@ class Snapshot:
 
 
 def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs.Config, dataset: ImageDataset, seen: int) -> None:
-    """Write the networks G, D and G_ema, in fp32, with what it takes to build them.
+    """Write the networks G, D, G_ema and, where there is one, D_ema, in fp32, with what it takes to build them.
 
     Args:
         dataset: The training set, whose classes are kept.
@@ -158,7 +166,7 @@ def save_snapshot(path: Path, networks: Mapping[str, nn.Module], config: configs
     c_dim = dataset.label_dim
     header = {"family": config.model.family, "seen": seen, "classes": dataset.class_names, "label_kind": dataset.label_kind,
               "G": config.model.generator_arguments(c_dim), "D": config.model.discriminator_arguments(c_dim),
-              "config": configs.to_dict(config)}
+              "averaged_D": "D_ema" in networks, "config": configs.to_dict(config)}
     write_snapshot(path, {name: network.state_dict() for name, network in networks.items()}, header)
 
 
@@ -244,7 +252,8 @@ def open_snapshot(path: str | Path) -> Snapshot:
         if header["format"] != FORMAT:
             raise CheckpointError(f"{path}: is in format {header['format']}, this fastdgl reads format {FORMAT}")
         return _recognised(Snapshot(path, header["family"], {name: header[name] for name in ("G", "D") if name in header},
-                                    header["seen"], header["classes"], best=header.get("best"), label_kind=header.get("label_kind")))
+                                    header["seen"], header["classes"], best=header.get("best"), label_kind=header.get("label_kind"),
+                                    averaged_D=header.get("averaged_D", False)))
     except CheckpointError:
         raise
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError):
@@ -278,6 +287,8 @@ def _recognised(snapshot: Snapshot) -> Snapshot:
     if type(snapshot.family) is not str or type(snapshot.seen) is not int or snapshot.seen < 0 or not isinstance(texts, (list, tuple)):
         raise TypeError
     if not isinstance(snapshot.best, (Mapping, type(None))) or snapshot.label_kind not in (None, *LABEL_KINDS):
+        raise TypeError
+    if type(snapshot.averaged_D) is not bool or (snapshot.averaged_D and "D" not in snapshot.arguments):
         raise TypeError
     if not all(type(text) is str for text in texts) or not all(isinstance(arguments, Mapping) for arguments in snapshot.arguments.values()):
         raise TypeError

@@ -5,6 +5,7 @@ on the command line as `train.batch=16`, or `stages.guided.train.kimg=5` for one
 """
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -272,10 +273,15 @@ class Teacher(Section):
     checkpoint: A snapshot (.safetensors), a file of another codebase (docs/checkpoints.md), or `stage:NAME` for the last
         snapshot of another stage.
     mode: `frozen` never changes it; `updated` trains it against the student with D's own loss.
+    average: Take the teacher's averaged discriminator, where the file holds one (`train.ema_discriminator`), instead of its last one.
+    check: What happens where a frozen teacher scores real images no higher than its own fakes: `reject` ends the run, `warn` goes on. An
+        updated teacher, which learns, is only warned of.
     """
 
     checkpoint: PathText
     mode: Literal["frozen", "updated"] = "frozen"
+    average: bool = True
+    check: Literal["reject", "warn"] = "reject"
 
 
 class FeatureTerm(Section):
@@ -322,10 +328,12 @@ class Features(Section):
     """Neighbours of DGL: a frozen teacher, on latents that it shares with the student, to whose features G is drawn too.
 
     checkpoint: The teacher, as of `Teacher`, of the same z_dim and w_dim as the student; its averaged generator counts.
+    average: As of `Teacher`.
     images, generators: The terms, of which at least one is given.
     """
 
     checkpoint: PathText
+    average: bool = True
     images: ImageFeatures | None = None
     generators: GeneratorFeatures | None = None
 
@@ -420,11 +428,22 @@ class Optimizer(Section):
     implementation: Of Adam. `foreach` and `fused` are torch's: a launch for each operation on many parameters, or for all of Adam. `apex` is
         `apex.optimizers.FusedAdam`, which you install from NVIDIA. `auto` is `fused` on a GPU, and torch's loop over the parameters on a
         CPU. They round differently; a checkpoint of one resumes under any other.
+    decay: How the learning rates fall to 0 at the end of the run: `linear`, along a `cosine`, or `none`.
+    decay_fraction: The last part of `train.kimg` in which they fall. A run that you resume with another `train.kimg` follows the new one.
     """
 
     implementation: Literal["auto", "foreach", "fused", "apex"] = "auto"
+    decay: Literal["none", "linear", "cosine"] = "none"
+    decay_fraction: Fraction = 0.5
     generator: Adam = Adam()
     discriminator: Adam = Adam()
+
+    def lr_factor(self, done: float) -> float:
+        """Return what the learning rates are multiplied by once this fraction of the run is done: 1, and then down to 0 at 1."""
+        left = min((1 - done) / self.decay_fraction, 1)
+        if self.decay == "cosine":
+            return (1 - math.cos(math.pi * left)) / 2
+        return left if self.decay == "linear" else 1.0
 
 
 class BigGANAdam(Adam):
@@ -461,6 +480,7 @@ class Train(Section):
     ema_rampup: Shortens that half-life to this fraction of the images shown so far; null for none.
     ema_decay: What one step of G leaves of the averaged generator; null where `ema_kimg` says how it is averaged.
     ema_start: With `ema_decay`, steps of G before which the average is a copy of G; a run started from a snapshot goes on averaging at once.
+    ema_discriminator: Also average D, in the same way, for snapshots that teach. It costs the memory of one more fp32 copy of D.
     tick_kimg: A tick, the unit of reporting.
     image_ticks, snapshot_ticks, checkpoint_ticks: Ticks between two sample grids, network snapshots, training
         checkpoints. Each is also written at the end; 0 writes it at the end only. There is also a checkpoint before metrics are computed.
@@ -480,6 +500,7 @@ class Train(Section):
     ema_rampup: Positive | None = None
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     ema_start: Annotated[int, Field(ge=0)] = 0
+    ema_discriminator: bool = True
     tick_kimg: Positive = 4
     image_ticks: Annotated[int, Field(ge=0)] = 50
     snapshot_ticks: Annotated[int, Field(ge=0)] = 50

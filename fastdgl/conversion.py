@@ -47,15 +47,16 @@ def convert(source: str | Path, destination: Path) -> list[str]:
         raise CheckpointError(f"{destination}: cannot be written: {reason}")
     snapshot = open_snapshot(source)
     # into the networks and out again: what is written fits
-    states = {name: snapshot.network(name).state_dict() for name in snapshot.names}
+    states = {name: snapshot.network(name).state_dict() for name in snapshot.names if name != "D_ema"}
     if destination.suffix == ".safetensors":
         if snapshot.states is None:
             raise CheckpointError(f"{snapshot.path}: is a snapshot of fastdgl already")
         header = {"family": snapshot.family, "seen": snapshot.seen, "classes": snapshot.class_names, "label_kind": snapshot.label_kind, "converted_from": snapshot.path.name}
         write_snapshot(destination, states, {**header, **snapshot.arguments})
         return list(snapshot.notes)
+    left_out = ["the averaged discriminator is left out: the format has no place for it"] if snapshot.averaged_D else []
     try:
-        return [*snapshot.notes, *interop.write(destination, interop.Networks(snapshot.family, snapshot.arguments, states))]
+        return [*snapshot.notes, *left_out, *interop.write(destination, interop.Networks(snapshot.family, snapshot.arguments, states))]
     except interop.ForeignFileError as error:
         raise CheckpointError(f"{snapshot.path} cannot become {destination}: {error}") from None
     except OSError as error:

@@ -69,6 +69,28 @@ def guidance_loss(scores: Sequence[Tensor], dynamic: bool, generator_loss: Calla
     return torch.stack(losses).sum(dim=0)
 
 
+@torch.no_grad()
+def pulls(scores: Sequence[Tensor], logits: Tensor, weight: float, dynamic: bool, slope: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Return how strongly each teacher pulls at G's images, relative to the student's own discriminator.
+
+        lambda * mean(sigmoid(-D_bar_i(G(z)))) / mean(sigmoid(-D(G(z)))),   of hinge lambda alone
+
+    With `dynamic`, each sample of the numerator is weighted as in `guidance_loss`. Far below 1, G hardly learns from the teacher.
+
+    Args:
+        scores: Logits `[N, 1]` of each teacher.
+        logits: Those of the student's own discriminator of the same images, `[N, 1]`.
+        weight: lambda now.
+        slope: Of `losses.Adversarial`.
+
+    Returns:
+        A scalar for each teacher.
+    """
+    own = slope(logits).mean()
+    weights = [(-score).clamp(min=0) if dynamic else 1 for score in scores]
+    return [weight * (w * slope(score)).mean() / own for w, score in zip(weights, scores)]
+
+
 class FeatureBank:
     """What modules of a network put out during one forward pass, by forward hooks that are gone afterwards.
 

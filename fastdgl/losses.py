@@ -24,6 +24,11 @@ def nonsaturating_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -
     return F.softplus(fake_logits) + F.softplus(-real_logits)
 
 
+def nonsaturating_slope(fake_logits: Tensor) -> Tensor:
+    """Return `sigmoid(-D(G(z)))` per sample, `[N, 1]`, by how much G's loss falls where the logit rises by a little."""
+    return torch.sigmoid(-fake_logits)
+
+
 def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
     """`-D(G(z))` per sample, `[N, 1]`.
 
@@ -44,16 +49,18 @@ class Adversarial:
 
     generator: Of logits of fake images; a teacher's count in the same way.
     discriminator: Of logits of real and of fake images.
+    slope: How fast G's loss falls where a logit rises: what weighs the gradient that comes through the discriminator.
     """
 
     generator: Callable[[Tensor], Tensor]
     discriminator: Callable[[Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
 
 
 # by the name that `loss.adversarial` gives
 ADVERSARIAL = {
-    "nonsaturating": Adversarial(nonsaturating_generator_loss, nonsaturating_discriminator_loss),
-    "hinge": Adversarial(hinge_generator_loss, hinge_discriminator_loss),
+    "nonsaturating": Adversarial(nonsaturating_generator_loss, nonsaturating_discriminator_loss, nonsaturating_slope),
+    "hinge": Adversarial(hinge_generator_loss, hinge_discriminator_loss, torch.ones_like),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import BigGANLoss, StyleGAN2Loss
 from .engines import Engine, average_over_ranks
-from .guidance import FeaturePairs, FeatureTeacher, FeatureTerm, Guide, guidance_loss
+from .guidance import FeaturePairs, FeatureTeacher, FeatureTerm, Guide, guidance_loss, pulls
 from .latents import Latents
 from .losses import ADVERSARIAL, orthogonal_penalty, path_lengths, r1_penalty
 
@@ -82,8 +82,10 @@ def generator_step(gan: Adversaries, latents: Latents, loss: Loss, N: int, guida
                 if guidance_weight > 0:
                     objective = objective + guidance_weight * guidance.mean()
                 record("Loss/G/guidance", guidance)
-                for i, score in enumerate(scores):
+                of_teachers = pulls(scores, logits, guidance_weight, gan.guide.dynamic, ADVERSARIAL[loss.adversarial].slope)
+                for i, (score, pull) in enumerate(zip(scores, of_teachers)):
                     record(f"Loss/scores/teacher{i}_fake", score)
+                    record(f"Guidance/teacher{i}_pull", pull)
             if loss.orthogonal_weight:
                 penalty = orthogonal_penalty(G.orthogonal_weights())
                 objective = objective + loss.orthogonal_weight * penalty

@@ -38,6 +38,7 @@ from fastdgl.latents import Latents
 from fastdgl.models.cost import macs, parameter_count
 from fastdgl.paths import UserPath
 from fastdgl.samples import SampleSheet
+from fastdgl.teachers import TeacherScores, check_teachers
 from fastdgl.training_metrics import Evaluator
 from fastdgl.warmup import compile_kernels
 
@@ -79,6 +80,7 @@ class Summary:
     stats: dict[str, Statistic]
     snapshot: Path
     sheet: Path
+    teachers: Sequence[TeacherScores]
 
 
 @dataclass
@@ -119,6 +121,7 @@ def train(config: Config, run: Run, resumed: Path | None = None, place: str = ""
     as_written, config = config, config.with_references(first_rank_decides(lambda: fetched_references(config, resumed is not None)))
     check_fetched(as_written, config, run)
     evaluator = Evaluator(config, dataset, run) if config.metrics.names else None
+    teachers = first_rank_decides(lambda: check_teachers(config, dataset, run.device))
     kernels = choose_kernels(config, run, dataset.label_dim, None if resumed is None else first_rank_decides(lambda: kernels_kept(resumed)))
     student = assemble(config, dataset, run, resumed=resumed is not None)
     student.kernels = kernels
@@ -141,7 +144,8 @@ def train(config: Config, run: Run, resumed: Path | None = None, place: str = ""
     with StopRequest(run) as stop:
         while True:
             try:
-                return go_on(config, run, folder, dataset, student, latents, progress, sheet, evaluator, end, stop, faults, news, place)
+                stats = go_on(config, run, folder, dataset, student, latents, progress, sheet, evaluator, end, stop, faults, teachers, news, place)
+                return summary(config, folder, dataset, student, progress, stats, teachers)
             except Diverged as error:
                 saved = first_rank_decides(lambda: checkpoints.saved_checkpoints(folder / checkpoints.CHECKPOINTS))
                 # a resumed run may have gone back more often than it now may
@@ -162,11 +166,15 @@ def go_back(config: Config, student: Student, latents: Latents, progress: Progre
 
 
 def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student: Student, latents: Latents, progress: Progress,
-          sheet: SampleSheet, evaluator: Evaluator | None, end: int, stop: StopRequest, faults: Mapping[int, str], news: str, place: str = "") -> Summary:
+          sheet: SampleSheet, evaluator: Evaluator | None, end: int, stop: StopRequest, faults: Mapping[int, str],
+          teachers: Sequence[TeacherScores], news: str, place: str = "") -> dict[str, Statistic]:
     """Train from where `progress` stands to `end`, saying `news` first.
 
     Args:
         faults: What is wrong with images, as far as that has been told.
+
+    Returns:
+        The statistics of the last tick.
 
     Raises:
         Diverged, Stopped: As they say.
@@ -175,7 +183,7 @@ def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student
                       stage=" ".join(filter(None, [config.stage or config.name, place])))
     if news:
         journal.message(news)
-    announce(config, run, dataset, student, journal, folder)
+    announce(config, run, dataset, student, teachers, journal, folder)
     compile_kernels(student.gan, config, run, dataset.label_dim)
     images = stream(dataset, config.train.batch, seed=config.seed, rank=run.rank, world_size=run.world_size, start=progress.seen,
                     workers=config.images.workers, timeout=config.images.timeout, device=run.device)
@@ -213,7 +221,7 @@ def go_on(config: Config, run: Run, folder: Path, dataset: ImageDataset, student
             if stopping:
                 say_stopped(journal, folder, progress, end)
                 raise Stopped
-    return summary(config, folder, dataset, student, progress, stats)
+    return stats
 
 
 def say_stopped(journal: Journal, folder: Path, progress: Progress, end: int) -> None:
@@ -225,6 +233,11 @@ def iterate(student: Student, images: Iterator[Batch], latents: Latents, config:
             journal: Journal) -> Batch:
     """One iteration: G, D as often as it steps, their lazy regularization, the average. The images that D saw last."""
     gan, loss, settings, i = student.gan, config.loss, config.train, progress.iteration
+    if config.optimizer.decay != "none":
+        factor = config.optimizer.lr_factor((progress.seen - student.start_images) / (settings.kimg * 1000))
+        for engine in student.engines.values():
+            engine.scale_lr(factor)
+        journal.record("Progress/lr_factor", factor)
     N, passes = settings.generator_images // world_size, settings.accumulate_generator
     guidance_weight = gan.guide.weight_at(progress.seen - student.start_images)
     steps.generator_step(gan, latents, loss, N, guidance_weight, journal.record, passes)
@@ -241,11 +254,14 @@ def iterate(student: Student, images: Iterator[Batch], latents: Latents, config:
     progress.seen += settings.batch * settings.discriminator_steps
     with gan.G.whole():
         ema.update(student.average, gan.G.module, beta(config, progress), gan.G.module.averaged_buffers)
+    if student.average_D is not None:
+        with gan.D.whole():
+            ema.update(student.average_D, gan.D.module, beta(config, progress))
     return real, real_c
 
 
 def beta(config: Config, progress: Progress) -> float:
-    """What the step that ends now leaves of the averaged generator: by the images shown, or by the steps of G."""
+    """What the step that ends now leaves of the averaged networks: by the images shown, or by the steps of G."""
     settings = config.train
     if settings.ema_decay is None:
         half_life = ema.half_life(progress.seen, settings.ema_kimg, settings.ema_rampup)
@@ -307,7 +323,7 @@ def check_finite(config: Config, student: Student, stats: dict[str, Statistic], 
     found = {name for name, stat in stats.items() if name.startswith("Loss/") and not math.isfinite(stat["mean"])}
     in_16_bits = config.model.num_fp16_res > 0 or config.engine.precision != "fp32"
     losses = [f"{name} became {stats[name]['mean']}" for name in sorted(found & suspects if in_16_bits else found)]
-    broken = not_finite("G_ema", student.average)
+    broken = not_finite("G_ema", student.average) | (set() if student.average_D is None else not_finite("D_ema", student.average_D))
     for name, engine in student.engines.items():
         with engine.whole():
             broken |= not_finite(name, engine.module)
@@ -436,13 +452,15 @@ def snapshot_name(seen: int) -> str:
     return checkpoints.SNAPSHOT_NAME.format(seen // 1000)
 
 
-def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, journal: Journal, folder: Path) -> None:
+def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, teachers: Sequence[TeacherScores], journal: Journal,
+             folder: Path) -> None:
     """Say what is about to run, and keep its settings."""
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    teachers = ", ".join(f"{t.checkpoint} ({t.mode})" for t in config.guidance.teachers)
-    guided = f"lambda {config.guidance.weight:g} from {teachers}" if teachers else "none"
+    named = ", ".join(f"{t.checkpoint} ({t.mode})" for t in config.guidance.teachers)
+    guided = f"lambda {config.guidance.weight:g} from {named}" if named else "none"
     if config.guidance.features is not None:
         guided += f", features of {config.guidance.features.checkpoint}"
+    checked = "".join(f"  teacher   {line}\n" for scores in teachers for line in said(scores))
     engine = config.engine
     carried = f"DeepSpeed ZeRO {engine.zero_stage}" if engine.kind == "deepspeed" else "PyTorch"
     micro_batches = {"G": config.train.generator_images // run.world_size // config.train.accumulate_generator,
@@ -456,6 +474,7 @@ def announce(config: Config, run: Run, dataset: ImageDataset, student: Student, 
                     f"  networks  G {parameters['G']:,} and D {parameters['D']:,} parameters\n"
                     f"{started}"
                     f"  guidance  {guided}\n"
+                    f"{checked}"
                     f"  length    {config.train.kimg:g} kimg from {student.start_images / 1000:g}, batch {config.train.batch} on {run.world_size} rank(s)\n"
                     f"  memory    {micro_batches['D']} images of D and {micro_batches['G']} of G at once on each rank\n"
                     f"{config.r1_in_words}"
@@ -482,7 +501,17 @@ def labels_in_words(dataset: ImageDataset) -> str:
     return f", {dataset.label_dim} classes{shown}"
 
 
-def summary(config: Config, folder: Path, dataset: ImageDataset, student: Student, progress: Progress, stats: dict[str, Statistic]) -> Summary:
+def said(scores: TeacherScores) -> Iterator[str]:
+    """What people should know of a teacher before it teaches."""
+    yield str(scores)
+    if not scores.tells_apart:
+        yield "warning: it scores real images no higher than its own fakes, and may mislead the student"
+    if scores.note:
+        yield f"note: {scores.note}"
+
+
+def summary(config: Config, folder: Path, dataset: ImageDataset, student: Student, progress: Progress, stats: dict[str, Statistic],
+            teachers: Sequence[TeacherScores]) -> Summary:
     """What a finished run is remembered by."""
     model, c_dim = config.model, dataset.label_dim
     image = torch.empty(1, model.channels, model.resolution, model.resolution)
@@ -493,23 +522,41 @@ def summary(config: Config, folder: Path, dataset: ImageDataset, student: Studen
         stage=config.stage, name=config.description, folder=folder, kimg=progress.seen / 1000, seconds=progress.elapsed, stats=stats,
         parameters={name: parameter_count(network) for name, (network, _) in networks.items()},
         macs={name: macs(network, x, c) for name, (network, x) in networks.items()},
-        snapshot=folder / snapshot_name(progress.seen), sheet=folder / sheet_name(progress.seen))
+        snapshot=folder / snapshot_name(progress.seen), sheet=folder / sheet_name(progress.seen), teachers=teachers)
 
 
 def table(summaries: Sequence[Summary]) -> str:
     """What the runs cost and where they ended, and where their images are."""
-    header = ["run", "G params", "G MACs", "D params", "D MACs", "kimg", "seconds", "G loss", "D loss", "guidance"]
+    header = ["run", "G params", "G MACs", "D params", "D MACs", "kimg", "seconds", "G loss", "D loss", "teacher scores", "pull", "guidance"]
     rows = [header]
     for s in summaries:
         def loss(name: str) -> str:
             return f"{s.stats[name]['mean']:.3f}" if name in s.stats else "-"
         rows.append([s.name, f"{s.parameters['G']:,}", f"{s.macs['G'] / 1e6:,.1f} M", f"{s.parameters['D']:,}", f"{s.macs['D'] / 1e6:,.1f} M",
-                     f"{s.kimg:g}", f"{s.seconds:.0f}", loss("Loss/G/adversarial"), loss("Loss/D/loss"), loss("Loss/G/guidance")])
+                     f"{s.kimg:g}", f"{s.seconds:.0f}", loss("Loss/G/adversarial"), loss("Loss/D/loss"), teacher_cell(s), pull_cell(s), loss("Loss/G/guidance")])
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
              for row in rows]
+    if any(s.teachers for s in summaries):
+        lines += ["", "teacher scores: a teacher's mean logits of real images / its own fakes / the student's; "
+                      "pull: the teacher's share of G's gradient, relative to the student's own D"]
     lines += [""] + [f"{s.name}: images in {s.sheet}, networks in {s.snapshot}" for s in summaries]
     return "\n".join(lines)
+
+
+def teacher_cell(s: Summary) -> str:
+    """`+1.23/-2.34/-0.56` for each teacher: what it says of real images, of its own fakes before training, of the student's at the end."""
+    def student(i: int) -> str:
+        name = f"Loss/scores/teacher{i}_fake"
+        return f"{s.stats[name]['mean']:+.2f}" if name in s.stats else "?"
+
+    return ",".join(f"{scores.real:+.2f}/{scores.fake:+.2f}/{student(i)}" for i, scores in enumerate(s.teachers)) or "-"
+
+
+def pull_cell(s: Summary) -> str:
+    """`12.3%` for each teacher, in the last tick."""
+    names = [f"Guidance/teacher{i}_pull" for i in range(len(s.teachers))]
+    return ",".join(f"{100 * s.stats[name]['mean']:.1f}%" if name in s.stats else "?" for name in names) or "-"
 
 
 def resolved(config: Config, finished: dict[str, Path]) -> Config:
@@ -595,10 +642,14 @@ def keep_config(folder: Path, config: Config) -> None:
 
 
 def check_files(plan: Sequence[Config]) -> None:
-    """Find out before the first stage what would stop a later one: missing images and teachers."""
+    """Find out before the first stage what would stop a later one: missing images and teachers, or teachers that know nothing."""
     for config in plan:
         try:
-            check_references(config, open_images(config))
+            dataset = open_images(config)
+            check_references(config, dataset)
+            # a single stage is about to ask by itself
+            if len(plan) > 1 and not any(teacher.checkpoint.startswith(STAGE_PREFIX) for teacher in config.guidance.teachers):
+                check_teachers(config, dataset, torch.device("cpu"))
         except CheckpointError as error:
             raise CheckpointError(f"{error}{without_a_teacher(config, plan)}") from None
 

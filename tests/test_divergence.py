@@ -83,7 +83,8 @@ def poisoned(run) -> None:
     training = Training("torch", run)
     student = training.student
     culprits = {"G's parameter synthesis.b4.const": student.gan.G.module.synthesis.b4.const, "D's parameter b4.out.bias": student.gan.D.module.b4.out.bias,
-                "G's buffer mapping.w_avg": student.gan.G.module.mapping.w_avg, "G_ema's buffer mapping.w_avg": student.average.mapping.w_avg}
+                "G's buffer mapping.w_avg": student.gan.G.module.mapping.w_avg, "G_ema's buffer mapping.w_avg": student.average.mapping.w_avg,
+                "D_ema's parameter b4.out.bias": student.average_D.b4.out.bias}
     for culprit, tensor in culprits.items():
         before = tensor.detach().clone()
         tensor.data.flatten()[0] = float("inf")

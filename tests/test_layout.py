@@ -23,7 +23,7 @@ ORDER = [
     "requested_labels",
     "drawing",
     "assembly conversion evaluation exporting warmup training_metrics doctor",
-    "reporting kernel_choice",
+    "reporting kernel_choice teachers",
     "train cli",
     "__main__",
 ]

@@ -294,7 +294,7 @@ def test_a_config_names_the_teacher_and_the_rest_has_defaults(family, snapshots)
     for network in (teacher.G, teacher.D):
         assert not any(module.training for module in network.modules()) and not any(p.requires_grad for p in network.parameters())
     # the adaptors are trained and kept, and are neither counted nor averaged nor in a snapshot
-    assert student.engines.keys() == {"G", "D", "adaptors"} and student.networks.keys() == {"G", "D", "G_ema"}
+    assert student.engines.keys() == {"G", "D", "adaptors"} and student.networks.keys() == {"G", "D", "G_ema", "D_ema"}
     plain, _ = assembled(family)
     for name, network in plain.networks.items():
         assert same(state(network), state(student.networks[name])), name

@@ -26,7 +26,7 @@ STAGES = {
     "teacher": {},
     "student": {"model": {"generator_fraction": 0.5, "discriminator_fraction": 0.5}},
     "guided": {"model": {"generator_fraction": 0.5, "discriminator_fraction": 0.5}, "start": "stage:student",
-               "guidance": {"weight": 0.1, "teachers": [{"checkpoint": "stage:teacher"}]}},
+               "guidance": {"weight": 0.1, "teachers": [{"checkpoint": "stage:teacher", "check": "warn"}]}},
 }
 
 
@@ -131,8 +131,8 @@ def test_no_guidance_and_a_weight_of_zero_are_the_same_run_bit_for_bit(tiny, tmp
     train("--config", tiny(name="teacher"))
     teacher = open_snapshot(tmp_path / "runs" / "00000-teacher").path
     train("--config", tiny(name="plain"))
-    train("--config", tiny(name="zero", guidance={"weight": 0, "teachers": [{"checkpoint": str(teacher)}]}))
-    train("--config", tiny(name="some", guidance={"weight": 0.1, "teachers": [{"checkpoint": str(teacher)}]}))
+    train("--config", tiny(name="zero", guidance={"weight": 0, "teachers": [{"checkpoint": str(teacher), "check": "warn"}]}))
+    train("--config", tiny(name="some", guidance={"weight": 0.1, "teachers": [{"checkpoint": str(teacher), "check": "warn"}]}))
     plain, zero, some = (networks(tmp_path / "runs" / name) for name in ("00001-plain", "00002-zero", "00003-some"))
     assert all(torch.equal(plain[key], zero[key]) for key in plain)
     assert not all(torch.equal(plain[key], some[key]) for key in plain)
@@ -146,7 +146,7 @@ def test_teachers_of_every_kind_train_and_resume(tiny, tmp_path, teachers):
     train("--config", tiny(name="teacher"))
     snapshot = str(open_snapshot(tmp_path / "runs" / "00000-teacher").path)
     guidance = {"weight": 0.1, "ramp_kimg": 0.024, "combine": teachers["combine"],
-                "teachers": [{"checkpoint": snapshot, "mode": mode} for mode in teachers["modes"]]}
+                "teachers": [{"checkpoint": snapshot, "mode": mode, "check": "warn"} for mode in teachers["modes"]]}
     config = tiny(name="guided", guidance=guidance, train=TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 9})
     assert_resumed_equals_uninterrupted(config, tmp_path / "runs" / "00001-guided")
 
@@ -158,7 +158,7 @@ def test_a_teacher_of_features_trains_and_resumes_and_is_in_no_snapshot(tiny, tm
     config, run = tiny(stages=stages, train=TINY["train"] | {"checkpoint_ticks": 1, "keep_checkpoints": 9}), tmp_path / "runs" / "00001-tiny-student"
     assert_resumed_equals_uninterrupted(config, run, "--stage", "student")
     assert {"Loss/G/image_features", "Loss/G/generator_features"} <= statistics(run)[-1].keys()
-    assert {key.partition(".")[0] for key in networks(run)} == {"G", "D", "G_ema"}
+    assert {key.partition(".")[0] for key in networks(run)} == {"G", "D", "G_ema", "D_ema"}
     assert networks(run).keys() == networks(tmp_path / "runs" / "00000-tiny-teacher").keys()
     first, *_, last = (torch.load(folder / "adaptors.pt", weights_only=True)["parameters"] for folder in saved_checkpoints(run / "checkpoints"))
     assert first.keys() == {"0.weight", "0.bias"} and not torch.equal(first["0.weight"], last["0.weight"])
@@ -326,7 +326,7 @@ class TestBigGAN:
     def test_trains_a_teacher_a_student_and_the_student_guided(self, tiny, tmp_path):
         narrow = {"model": {"generator_ch": 1, "discriminator_ch": 1, "attention": 0}}
         stages = {"teacher": {"model": {"attention": 0}}, "student": narrow,
-                  "guided": narrow | {"start": "stage:student", "guidance": {"weight": 0.1, "teachers": [{"checkpoint": "stage:teacher"}]}}}
+                  "guided": narrow | {"start": "stage:student", "guidance": {"weight": 0.1, "teachers": [{"checkpoint": "stage:teacher", "check": "warn"}]}}}
         train("--config", tiny(**BIGGAN, stages=stages))
         teacher, student, guided = sorted((tmp_path / "runs").iterdir())
         snapshot = open_snapshot(guided)
@@ -340,7 +340,7 @@ class TestBigGAN:
     def test_resumes_bit_for_bit_with_teachers_of_both_kinds(self, tiny, tmp_path):
         train("--config", tiny(name="teacher", **BIGGAN))
         snapshot = str(open_snapshot(tmp_path / "runs" / "00000-teacher").path)
-        guidance = {"weight": 0.1, "teachers": [{"checkpoint": snapshot, "mode": mode} for mode in ("frozen", "updated")]}
+        guidance = {"weight": 0.1, "teachers": [{"checkpoint": snapshot, "mode": mode, "check": "warn"} for mode in ("frozen", "updated")]}
         config = tiny(name="guided", guidance=guidance, **BIGGAN)
         assert_resumed_equals_uninterrupted(config, tmp_path / "runs" / "00001-guided")
 

@@ -122,6 +122,9 @@ def during_steps(action: Callable[[nn.Module], None], when: Callable[[int], bool
 
     def counted(average, network, *arguments):
         update(average, network, *arguments)
+        # a step averages D too, after G
+        if not hasattr(network, "training_images"):
+            return
         steps.append(None)
         if when(len(steps)):
             action(network)

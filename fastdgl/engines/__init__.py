@@ -62,6 +62,9 @@ class Engine(Protocol):
     def step(self) -> None:
         """Average the gradients over the ranks, step, and clear them."""
 
+    def scale_lr(self, factor: float) -> None:
+        """Step with `factor` times the learning rate that the engine was made with, from now on."""
+
     def whole(self) -> AbstractContextManager[None]:
         """All parameters of `module` at once inside, where ZeRO 3 else has those alone that a layer computes with; called by all ranks.
 
@@ -225,6 +228,25 @@ def scatter_frozen(module: nn.Module, config: configs.Config, run: Run) -> nn.Mo
     return module
 
 
+class LearningRate:
+    """The learning rates of an optimizer, to be scaled without loss: each is that of the beginning times a factor.
+
+    Args:
+        optimizer: The one that steps; what wraps it shares its groups.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer, self.first = optimizer, [float(group["lr"]) for group in optimizer.param_groups]
+
+    def scale(self, factor: float) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self.first, strict=True):
+            # a tensor stays the same one, which a CUDA graph reads
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * factor)
+            else:
+                group["lr"] = lr * factor
+
+
 def bound_overflow(gradients: Tensor) -> None:
     """Replace in place what overflowed in gradients: NaN by 0, infinity by 1e5.
 
@@ -253,6 +275,7 @@ class TorchEngine:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, bounded: bool = False):
         self.module, self.optimizer, self.bounded = module, optimizer, bounded
+        self.schedule = LearningRate(optimizer)
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         loss.backward()
@@ -263,6 +286,9 @@ class TorchEngine:
         average_over_ranks(p.grad for p in self.module.parameters() if p.grad is not None)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def scale_lr(self, factor: float) -> None:
+        self.schedule.scale(factor)
 
     def whole(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import config as configs
-from . import MOMENTS, State, bound_gradients, bound_overflow, buffers, load_whole_state, on_cpu, stored_moments, whole_state
+from . import MOMENTS, LearningRate, State, bound_gradients, bound_overflow, buffers, load_whole_state, on_cpu, stored_moments, whole_state
 from .optimizers import forget_steps, step_count, step_kept_by
 from .peers import patience
 
@@ -75,6 +75,7 @@ class ZeroEngine:
         # DeepSpeed would end the process; whether a run has diverged is found once a tick, and said
         if config.engine.precision == "fp16" and not self.scales_loss:
             self.engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+        self.schedule = LearningRate(self._adam)
         # fp16's optimizer at stage 0 has made the moments by a step without gradients, which Adam's bias correction would count
         forget_steps(optimizer)
         if self._is_flat:
@@ -96,6 +97,9 @@ class ZeroEngine:
 
     def step(self) -> None:
         self.engine.step()
+
+    def scale_lr(self, factor: float) -> None:
+        self.schedule.scale(factor)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
