@@ -349,7 +349,7 @@ def test_stylegan3_is_refused_by_its_name(tmp_path):
 
 def test_a_module_that_is_in_itself_is_refused(tmp_path, monkeypatch):
     module = PersistentObject("Generator", {"_modules": {}})
-    module.state["_modules"]["mapping"] = module
+    module.state["_modules"] |= {"mapping": module, "synthesis": PersistentObject("SynthesisNetwork", {"_modules": {}})}
     monkeypatch.setattr(interop, "load", lambda path: {"G_ema": module})
     (tmp_path / "a.pkl").write_bytes(pickled({}))
     assert refused(tmp_path / "a.pkl").endswith("G_ema: its modules lie within each other more than 20 deep")
