@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from fastdgl_kernels import conv2d_resample, setup_filter, upfirdn2d
+from fastdgl_kernels import (
+    bias_act,
+    conv2d_resample,
+    filtered_lrelu,
+    fused_leaky_relu,
+    modulated_conv2d,
+    modulated_conv2d_bias_act,
+    scale_shift_act,
+    setup_filter,
+    upfirdn2d,
+)
 from numerics import assert_close, normal
 from torch import func
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -135,6 +145,77 @@ def test_function_transforms_agree_with_autograd(f, up, down, padding):
     forward_over_reverse = func.jvp(func.grad(cubed), (x[0],), (t[0],))[1]
     _, expected = torch.autograd.functional.hvp(cubed, x[0], t[0])
     assert_close(forward_over_reverse, expected)
+
+
+WEIGHT, STYLES, BIAS = normal(4, 2, 3, 3, seed=1), normal(2, 2, seed=2), normal(2, seed=3)
+FILTERED = dict(fu=F, fd=SEPARABLE, up=2, down=2, padding=[3, 3, 2, 3])
+
+# of images `[2, 2, 4, 5]` and another tensor
+OPERATORS = {
+    "bias_act": (lambda x, b: bias_act(x, b, act="swish", clamp=2.0), BIAS),
+    "fused_leaky_relu": (fused_leaky_relu, BIAS),
+    "scale_shift_act": (lambda x, scale: scale_shift_act(x, scale, scale.flip(0), up=2), BIAS),
+    "conv2d_resample": (lambda x, w: conv2d_resample(x, w, F, down=2, padding=1), WEIGHT),
+    "modulated_conv2d": (lambda x, s: modulated_conv2d(x, WEIGHT, s, up=2, padding=1, resample_filter=F), STYLES),
+    "modulated_conv2d_bias_act": (lambda x, w: modulated_conv2d_bias_act(x, w, STYLES, bias=BIAS.repeat(2), padding=1), WEIGHT),
+    "filtered_lrelu": (lambda x, b: filtered_lrelu(x, b=b, clamp=1.0, **FILTERED), BIAS),
+    "filtered_lrelu of its own bias": (lambda x, b: filtered_lrelu(x, b=b * x.mean([0, 2, 3]), **FILTERED), BIAS),
+    "filtered_lrelu without a bias": (lambda x, b: filtered_lrelu(x * b[:, None, None], **FILTERED), BIAS),
+}
+
+
+@pytest.mark.parametrize("operator, other", OPERATORS.values(), ids=OPERATORS)
+def test_function_transforms_of_each_operator_agree_with_autograd(operator, other):
+    images = normal(3, 2, 2, 4, 5)
+    tangents = torch.ones_like(images[0]), normal(*other.shape, seed=5)
+
+    def loss(x, t):
+        return operator(x, t).pow(2).sum()
+
+    def by_autograd(function, create_graph=False):
+        def gradients(x, t):
+            inputs = [x, t] if create_graph else [x.clone().requires_grad_(), t.clone().requires_grad_()]
+            return torch.autograd.grad(function(*inputs), inputs, create_graph=create_graph)
+
+        return gradients
+
+    def penalty(gradients):
+        return lambda x, t: sum(g.square().sum() for g in gradients(x, t))
+
+    def assert_agrees(got, expected):
+        for g, e in zip(got, expected, strict=True):
+            assert_close(g, e)
+
+    gradient, once = func.grad(loss, (0, 1)), by_autograd(loss)
+    twice = by_autograd(penalty(by_autograd(loss, create_graph=True)))
+    assert_agrees(gradient(images[0], other), once(images[0], other))
+    assert_agrees(func.grad(penalty(gradient), (0, 1))(images[0], other), twice(images[0], other))
+    by_sample = zip(*(once(x, other) for x in images))
+    assert_agrees(func.vmap(gradient, (0, None))(images, other), map(torch.stack, by_sample))
+    value, tangent = func.jvp(loss, (images[0], other), tangents)
+    assert_close(value, loss(images[0], other))
+    assert_close(tangent, sum((g * t).sum() for g, t in zip(once(images[0], other), tangents)))
+
+
+def test_filtered_lrelu_can_be_differentiated_in_every_mode_of_pytorch():
+    x, b = normal(1, 2, 3, 4).requires_grad_(), BIAS.clone().requires_grad_()
+    operator = lambda x, b: filtered_lrelu(x, b=b, **FILTERED)  # noqa: E731
+    assert gradcheck(operator, [x, b], check_forward_ad=True, check_batched_grad=True, fast_mode=True)
+    assert gradgradcheck(operator, [x, b], check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True)
+
+
+def test_filters_of_filtered_lrelu_can_be_mapped_over():
+    x, filters = normal(2, 2, 4, 5), torch.stack([F, 2 * F])
+    mapped = func.vmap(lambda f: filtered_lrelu(x, f, f, BIAS, padding=3))(filters)
+    assert_close(mapped, torch.stack([filtered_lrelu(x, f, f, BIAS, padding=3) for f in filters]))
+
+
+def test_kernels_leave_function_transforms_to_the_reference(triton):
+    x = normal(1, 2, 3, 3, dtype=torch.float32)
+    loss = lambda x, impl: bias_act(x, act="lrelu", impl=impl).square().sum()  # noqa: E731
+    assert torch.equal(func.grad(loss)(x, "fastest"), func.grad(loss)(x, "reference"))
+    with pytest.raises(RuntimeError, match="impl='triton' cannot run bias_act .* torch.func or forward mode is in force"):
+        func.grad(loss)(x, "triton")
 
 
 def test_a_tangent_of_the_filter_counts():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._fallback import failure
 from ._layout import layer, layout
+from ._operators import is_transformed
 from ._tuning import architecture
 
 if TYPE_CHECKING:
@@ -223,6 +224,8 @@ def why_not(name: str, x: Tensor) -> str | None:
         return None
     if x.dtype not in DTYPES[name]:
         return f"its dtype is {x.dtype}, the kernels take {', '.join(map(str, DTYPES[name]))}"
+    if is_transformed():
+        return "torch.func or forward mode is in force, which kernels cannot follow: expected 'auto' or 'reference' in it"
     # "cudnn" is PyTorch's convolution with Triton for what surrounds it
     return why_not_triton(x.device)
 

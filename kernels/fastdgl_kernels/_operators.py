@@ -13,6 +13,7 @@ from functools import wraps
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # a copy of this package under another name has operators of its own
 NAMESPACE = __package__.replace(".", "__")
@@ -78,6 +79,16 @@ def check_tensor(t, name: str) -> None:
     """Refuse what is no tensor."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of torch.func (grad, vmap, jvp) or forward mode is in force."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_wrapped(t: Tensor | None) -> bool:
+    """Return whether a transform of torch.func follows `t`."""
+    return t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

@@ -6,10 +6,10 @@ from math import sqrt
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from .._dispatch import dispatch
-from .._operators import door
+from .._operators import door, is_wrapped
 from ..activation import bias_act
 from ..activation.op import check_arguments, completed
 from ..resampling import upfirdn2d
@@ -75,8 +75,11 @@ def filtered_lrelu(
     run = dispatch(
         x, impl, kind=kind, enlarged=up[0] * up[1], triton=_triton, reference=reference.filtered_lrelu
     )
-    run = partial(run, fu=fu, fd=fd, spec=Spec(upsample, downsample, slope, gain, clamp))
-    return _Remade.apply(x, b, run)
+    run = partial(run, spec=Spec(upsample, downsample, slope, gain, clamp))
+    # forward mode, tracing and a transform of the filters take PyTorch's own graph: a Function cannot pass them on
+    if forward_ad._current_level >= 0 or torch.jit.is_tracing() or is_wrapped(fu) or is_wrapped(fd):
+        return run(x, b, fu, fd)
+    return _Remade.apply(x, b, fu, fd, run)
 
 
 def _triton(x: Tensor, b: Tensor | None, fu: Tensor | None, fd: Tensor | None, spec: Spec) -> Tensor:
@@ -87,22 +90,44 @@ def _triton(x: Tensor, b: Tensor | None, fu: Tensor | None, fd: Tensor | None, s
 
 
 class _Remade(Function):
-    """run(x, b), which keeps nothing but x and b: backward runs it again, and differentiates that."""
+    """run(x, b, fu, fd), which keeps none of its images but x: backward runs it again, and differentiates that."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, x: Tensor, b: Tensor | None, run: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+    def forward(x: Tensor, b: Tensor | None, fu: Tensor | None, fd: Tensor | None, run: Callable[..., Tensor]) -> Tensor:
+        return run(x, b, fu, fd)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, b, fu, fd, ctx.run = inputs
         ctx.save_for_backward(x, b)
-        ctx.run = run
-        return run(x, b)
+        ctx.filters = fu, fd
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        again = torch.is_grad_enabled()
-        inputs = [t if again or t is None else t.detach() for t in ctx.saved_tensors]
-        with torch.enable_grad():
-            # views of their own: b may depend on x, or the other way round, and that path is not this node's
-            inputs = [t.view_as(t) if again else t.requires_grad_() for t in inputs if t is not None]
-            y = ctx.run(*inputs, *[None] * (2 - len(inputs)))
-        of = [t for t, wanted in zip(inputs, ctx.needs_input_grad) if wanted]
-        gradients = iter(torch.autograd.grad(y, of, dy, create_graph=again))
-        return *(next(gradients) if wanted else None for wanted in ctx.needs_input_grad[:2]), None
+        saved, filters = ctx.saved_tensors, ctx.filters
+        present = [t for t in saved if t is not None]
+
+        def run(*tensors: Tensor) -> Tensor:
+            return ctx.run(*tensors, *[None] * (2 - len(tensors)), *filters)
+
+        if torch._C._are_functorch_transforms_active():
+            # torch.func differentiates what it transforms by itself
+            gradients = torch.func.vjp(run, *present)[1](dy)
+        else:
+            gradients = _gradients(run, present, [w for t, w in zip(saved, ctx.needs_input_grad) if t is not None], dy)
+        gradients = iter(gradients)
+        return *(None if t is None else next(gradients) for t in saved), None, None, None
+
+
+def _gradients(run: Callable[..., Tensor], tensors: list[Tensor], wanted: list[bool], dy: Tensor) -> list[Tensor | None]:
+    """Return the gradients of run(*tensors), None where not wanted; they can be differentiated where autograd records."""
+    again = torch.is_grad_enabled()
+    inputs = [t if again else t.detach() for t in tensors]
+    with torch.enable_grad():
+        # views of their own: b may depend on x, or the other way round, and that path is not this node's
+        inputs = [t.view_as(t) if again else t.requires_grad_() for t in inputs]
+        y = run(*inputs)
+    found = iter(torch.autograd.grad(y, [t for t, w in zip(inputs, wanted) if w], dy, create_graph=again))
+    return [next(found) if w else None for w in wanted]
