@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from devices import DEVICE, every_format, on_device
-from fastdgl_kernels import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+from fastdgl_kernels import downsample2d, filter2d, filtered_lrelu, modulated_conv2d, setup_filter, upfirdn2d, upsample2d
+from fastdgl_kernels.convolution import algebra as convolution_algebra
 from fastdgl_kernels.resampling.geometry import Resample, parse_padding, parse_scaling
 from numerics import (
     assert_as_accurate,
@@ -19,6 +20,7 @@ from numerics import (
     normal,
 )
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 
 def by_definition(x, f, up=(1, 1), down=(1, 1), padding=(0, 0, 0, 0), flip_filter=False, gain=1.0):
@@ -442,6 +444,53 @@ def test_a_filter_that_is_gone_is_not_held(triton, taps):
     del f
     gc.collect()
     assert held() is None
+
+
+def upfirdn2d_of(x, f):
+    return upfirdn2d(x, f, up=2, impl="triton")
+
+
+def filtered_lrelu_of(x, f):
+    return filtered_lrelu(x, f, f, up=2, down=2, padding=3, impl="triton")
+
+
+def layer_of(x, f):
+    weight, styles = on_device(8, 8, 3, 3, seed=1), on_device(2, 8, seed=2)
+    return modulated_conv2d(x, weight, styles, up=2, padding=1, resample_filter=f, impl="cudnn")
+
+
+def copies_are_unpacked(operator, x, f):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, torch.clone):
+        return operator(x, f)
+
+
+def checkpointed(operator, x, f):
+    return checkpoint(operator, x, f, use_reentrant=False)
+
+
+every_filtering = pytest.mark.parametrize("operator", [upfirdn2d_of, filtered_lrelu_of, layer_of])
+
+
+@every_filtering
+@pytest.mark.parametrize("run", [copies_are_unpacked, checkpointed])
+def test_a_filter_is_taken_apart_once_whatever_becomes_of_saved_tensors(triton, monkeypatch, run, operator):
+    # a layer leaves filters to PyTorch where kernels are interpreted
+    monkeypatch.setattr(convolution_algebra, "within", lambda x, asked: "triton")
+    separated, separate = [], kernel()._separate
+    monkeypatch.setattr(kernel(), "_separate", lambda f: separated.append(f) or separate(f))
+    x, f = on_device(2, 8, 4, 4, channels_last=True).requires_grad_(), setup_filter([1, 3, 3, 1], device=DEVICE)
+    dx, = torch.autograd.grad(run(operator, x, f).square().sum(), x, create_graph=True)
+    torch.autograd.grad(dx.square().sum(), x)
+    assert len(separated) == 1
+
+
+@every_filtering
+def test_says_that_a_filter_was_written_to_before_backward(triton, operator):
+    x, f = on_device(2, 8, 4, 4).requires_grad_(), setup_filter([1, 3, 3, 1], device=DEVICE)
+    y = operator(x, f)
+    f.mul_(2)
+    with pytest.raises(RuntimeError, match=r"a filter of shape \(4, 4\) was written to after the forward"):
+        y.sum().backward()
 
 
 def test_filters_are_taken_apart_only_where_they_are_products():

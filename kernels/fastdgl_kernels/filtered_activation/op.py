@@ -14,6 +14,7 @@ from ..activation import bias_act
 from ..activation.op import check_arguments, completed
 from ..resampling import upfirdn2d
 from ..resampling.geometry import Resample, parse_padding, parse_scaling
+from ..resampling.kept import keep_filter
 from ..resampling.op import check_filter, check_image, check_output, filter_size
 from . import reference
 from .reference import Spec
@@ -102,11 +103,11 @@ class _Remade(Function):
     def setup_context(ctx, inputs, output):
         x, b, fu, fd, ctx.run = inputs
         ctx.save_for_backward(x, b)
-        ctx.filters = fu, fd
+        ctx.filters = keep_filter(fu), keep_filter(fd)
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        saved, filters = ctx.saved_tensors, ctx.filters
+        saved, filters = ctx.saved_tensors, [kept.get() for kept in ctx.filters]
         present = [t for t in saved if t is not None]
 
         def run(*tensors: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from .._dispatch import within
 from .._layout import dense, dense_like
 from ..convolution.algebra import Plan, filtered
+from ..resampling.kept import keep_filter
 from ..resampling.op import upfirdn2d
 
 # the kernels are imported where they are launched, so that the package imports without Triton
@@ -48,14 +49,14 @@ class Layer(Function):
         ctx.bare = d is None and noise is None and bias is None and tail == Tail()
         xs = epilogue.scale(x, s)
         y = dense(plan.run(xs, w, f)) if ctx.bare else _ended(xs, w, d, noise, bias, f, plan, tail)
-        ctx.save_for_backward(x, w, s, d, noise, bias, f, None if ctx.bare else y)
-        ctx.plan, ctx.tail = plan, tail
+        ctx.save_for_backward(x, w, s, d, noise, bias, None if ctx.bare else y)
+        ctx.filter, ctx.plan, ctx.tail = keep_filter(f), plan, tail
         return y
 
     @staticmethod
     def backward(ctx, dy: Tensor):
         gradients = _composed if torch.is_grad_enabled() else _fused
-        return *gradients(ctx, dy, *ctx.saved_tensors), None, None, None
+        return *gradients(ctx, dy, *ctx.saved_tensors, ctx.filter.get()), None, None, None
 
 
 def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
@@ -82,7 +83,7 @@ def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
     return epilogue.forward(dense(u), d, noise, bias, *tail)
 
 
-def _fused(ctx, dy, x, w, s, d, noise, bias, f, y):
+def _fused(ctx, dy, x, w, s, d, noise, bias, y, f):
     from . import epilogue
 
     of_x, of_w, of_s, of_d, of_noise, of_bias = ctx.needs_input_grad[:6]
@@ -105,7 +106,7 @@ def _fused(ctx, dy, x, w, s, d, noise, bias, f, y):
     return dx, *_like([dw, ds, dd, _shared(dnoise, noise), dbias], [w, s, d, noise, bias])
 
 
-def _composed(ctx, dy, x, w, s, d, noise, bias, f, y):
+def _composed(ctx, dy, x, w, s, d, noise, bias, y, f):
     of_x, of_w, of_s, of_d, of_noise, of_bias = ctx.needs_input_grad[:6]
     plan = ctx.plan.again()
     wide = torch.promote_types(x.dtype, torch.float32)

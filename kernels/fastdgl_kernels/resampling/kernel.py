@@ -23,6 +23,7 @@ from .._operators import opaque
 from .._tuning import architecture, tuned
 from . import formulas
 from .geometry import Pair, Resample
+from .kept import version
 from .tail import Tail
 
 
@@ -412,14 +413,13 @@ def _factors(f: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """
     if f is None:
         return None
-    version = 0 if f.is_inference() else f._version
     found = _separated.get(f)
-    if found is None or found[0] != version:
+    if found is None or found[0] != version(f):
         if f.is_cuda and torch.cuda.is_current_stream_capturing():
             return None
         # even where whoever watches PyTorch lets nothing be computed (see `warm_up`)
         with _disable_current_modes():
-            found = _separated[f] = (version, _separate(f))
+            found = _separated[f] = (version(f), _separate(f))
     return found[1]
 
 

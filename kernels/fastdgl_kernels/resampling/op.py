@@ -11,6 +11,7 @@ from .._layout import memory_format
 from .._operators import check_tensor, door
 from . import geometry, reference
 from .geometry import Pair, Resample, parse_padding, parse_scaling
+from .kept import keep_filter
 
 
 def setup_filter(
@@ -116,13 +117,13 @@ class _Upfirdn2d(Function):
         from . import kernel
 
         size, ctx.memory_format = (x.shape[3], x.shape[2]), memory_format(x)
-        ctx.save_for_backward(f)
+        ctx.filter = keep_filter(f)
         ctx.adjoint = resample.adjoint(size, filter_size(f))
         return kernel.upfirdn2d(x, f, resample)
 
     @staticmethod
     def backward(ctx, dy):
-        (f,) = ctx.saved_tensors
+        f = ctx.filter.get()
         # it may come without strides, as from a sum
         return _Upfirdn2d.apply(dy.contiguous(memory_format=ctx.memory_format), f, ctx.adjoint), None, None
 
