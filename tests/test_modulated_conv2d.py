@@ -313,6 +313,34 @@ def test_small_tensors_may_be_expanded_or_slices(twice):
             assert_close(got, expected)
 
 
+class Products(TorchDispatchMode):
+    """Counts convolutions, and the gradients of each by one: all but filters, which have groups."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten.convolution.default and arguments[8] == 1:
+            self.count += 1
+        if function is torch.ops.aten.convolution_backward.default and arguments[9] == 1:
+            self.count += sum(arguments[10][:2])
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("arguments", [LAYERS["hidden"], LAYERS["up"]], ids=["hidden", "up"])
+def test_second_derivatives_of_a_layer_convolve_as_often_as_the_reference(triton, arguments):
+    """As a step of path length regularisation: gradients of styles and image, and those of everything by them."""
+
+    def products(f):
+        tensors = [t.requires_grad_() for t in of_a_layer(arguments)]
+        with Products() as counter:
+            y = f(*tensors, **arguments)
+            dx, dstyles = torch.autograd.grad(y.sum(), [tensors[0], tensors[2]], create_graph=True)
+            torch.autograd.grad(y.square().sum() + dx.square().sum() + dstyles.square().sum(), tensors)
+        return counter.count
+
+    assert products(layer) == products(one_after_the_other) > 0
+
+
 @pytest.mark.parametrize("needed", range(5), ids=["x", "weight", "styles", "noise", "bias"])
 def test_one_gradient_alone_is_the_same(needed):
     tensors = of_a_layer(LAYERS["hidden"])

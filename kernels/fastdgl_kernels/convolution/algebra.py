@@ -36,6 +36,13 @@ class Plan:
         """The map."""
         return filtered(Conv.apply(filtered(x, f, self.before, self.asked), w, self.conv), f, self.after, self.asked)
 
+    def output_size(self, taps: Pair, size: Pair) -> Pair:
+        """Height and width of what comes of images of `size`, (x, y)."""
+        size = self.conv.output_size(self._convolved(taps, size))[::-1]
+        for r in self.after:
+            size = r.output_size(size, taps)
+        return size[::-1]
+
     def pulled(self, dy: Tensor, f: Tensor | None, size: Pair) -> Tensor:
         """The gradient of what the convolution made, for images of `size`, (x, y): where both gradients below start."""
         convolved = self.conv.output_size(self._convolved(filter_size(f), size))[::-1]

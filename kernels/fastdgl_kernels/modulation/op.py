@@ -18,7 +18,7 @@ from ..convolution.spec import Spec
 from ..resampling.geometry import Pair, parse_padding
 from ..resampling.op import check_filter, check_image, check_kind, filter_size
 from . import reference, to_rgb
-from .algebra import Layer, Tail
+from .algebra import Tail, layer
 
 
 @door
@@ -138,7 +138,7 @@ def _modulated_conv2d(
         if own:
             plan, weight = owned(plan, x, weight, f)
         weight, styles = weight.to(x.dtype), styles.to(wide)
-        return Layer.apply(dense(x), weight, styles, d, noise, bias, f, plan, tail)
+        return layer(dense(x), weight, styles, d, noise, bias, f, plan, tail)
 
 
 def _modulated_conv2d_bias_act(
