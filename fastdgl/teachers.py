@@ -15,8 +15,8 @@ from .samples import draw
 
 # of each kind, at least; the mean of their logits is then known to an eighth of their spread
 IMAGES = 64
-# scored at once, about
-BATCH = 16
+# drawn and scored at once, about: no more memory than training takes
+BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def teacher_scores(snapshot: Snapshot, teacher: Teacher, dataset: ImageDataset, 
         D = snapshot.network(name, **changes).to(device)
     c = torch.from_numpy(np.stack(labels)).to(device)
     z = torch.randn(N, G.z_dim, generator=torch.Generator().manual_seed(0)).to(device)
-    real, fake = torch.from_numpy(np.stack(images)), torch.from_numpy(draw(G, z, c)).permute(0, 3, 1, 2)
+    real, fake = torch.from_numpy(np.stack(images)), torch.from_numpy(draw(G, z, c, batch=batch)).permute(0, 3, 1, 2)
     note = f"{snapshot.path} holds no averaged discriminator: its last one teaches" if teacher.average and name == "D" else ""
     return TeacherScores(str(snapshot.path), name, mean_logit(D, real, c, batch), mean_logit(D, fake, c, batch), note)
 

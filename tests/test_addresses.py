@@ -129,7 +129,7 @@ def test_a_run_starts_from_and_is_taught_by_addresses(cache, tmp_path, monkeypat
     run("--config", "a.yaml")
     data = next((tmp_path / "runs").glob("*/network-snapshot-*.safetensors")).read_bytes()
     with serving({"t.safetensors": data, "s.safetensors": data}) as (address, asked):
-        guided = config | {"name": "guided", "start": address + "s.safetensors", "guidance": {"teachers": [{"checkpoint": address + "t.safetensors"}]}}
+        guided = config | {"name": "guided", "start": address + "s.safetensors", "guidance": {"teachers": [{"checkpoint": address + "t.safetensors", "check": "warn"}]}}
         (tmp_path / "b.yaml").write_text(dump(guided))
         run("--config", "b.yaml")
         assert sorted(asked) == ["s.safetensors", "t.safetensors"]
