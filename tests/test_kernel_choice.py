@@ -292,6 +292,8 @@ def launches(monkeypatch):
 
 
 class TestThroughTraining:
+    # interpreted, a step takes a minute
+    @pytest.mark.slow
     @pytest.mark.parametrize("capability", ["9.0", "8.9", "12.0"])
     def test_with_a_verdict_the_kernels_run(self, capability, smallest, launches, monkeypatch, triton, tmp_path):
         machine = pretend_gpu(monkeypatch, capability=capability)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def dump(config: dict) -> str:
 def train(*arguments) -> str:
     """What a run in this process prints; it must succeed."""
     result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, f"{result.output}\n{''.join(traceback.format_exception(result.exception))}"
     return result.output
 
 
