@@ -36,8 +36,10 @@ def certified(
 def pretend_gpu(monkeypatch, name: str = "a pretended GPU", capability: str = "9.0") -> dict:
     """Take the CPU, where kernels are interpreted, for a GPU, and return what its verdict is kept under."""
     machine = {"gpu": name, "capability": capability, "sources": "of a test"}
-    monkeypatch.setattr(_dispatch, "is_gpu", lambda device: True)
-    monkeypatch.setattr(_dispatch, "why_not_triton", lambda device: None)
+    why_not = _dispatch.why_not_triton
+    # networks on "meta", whose shapes alone are wanted, stay what they are
+    monkeypatch.setattr(_dispatch, "is_gpu", lambda device: device.type == "cpu")
+    monkeypatch.setattr(_dispatch, "why_not_triton", lambda device: None if device.type == "cpu" else why_not(device))
     monkeypatch.setattr(verdicts, "machine", lambda device: dict(machine))
     monkeypatch.setattr(_dispatch, "_verdicts", {})
     monkeypatch.setattr(_dispatch, "_said", set())
