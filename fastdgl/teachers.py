@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .assembly import open_matching
+from .assembly import open_teacher
 from .checkpoints import CheckpointError, Snapshot
 from .config import Config, Teacher
 from .images import ImageDataset
@@ -42,18 +42,22 @@ class TeacherScores:
         return f"{self.path} ({self.name}) scores real images {self.real:+.3g}, its own fakes {self.fake:+.3g}"
 
 
-def check_teachers(config: Config, dataset: ImageDataset, device: torch.device) -> list[TeacherScores]:
+def check_teachers(config: Config, dataset: ImageDataset, device: torch.device, world_size: int = 1, resumed: bool = False) -> list[TeacherScores]:
     """Return the scores of each of a run's teachers, in the order of the config. Random numbers stay as they are.
 
+    Args:
+        resumed: Accept every teacher: the run has learned from it before.
+
     Raises:
+        ConfigError: A rank's batch cannot form the groups of a teacher's minibatch standard deviation.
         CheckpointError: A frozen teacher cannot tell real images from its own fakes, and its `check` is `reject`; or it is missing, or of
             other networks or images.
         DatasetError: An image cannot be read.
     """
     found = []
     for i, teacher in enumerate(config.guidance.teachers):
-        scores = teacher_scores(open_matching(teacher.checkpoint, config, dataset), teacher, dataset, device)
-        if teacher.mode == "frozen" and teacher.check == "reject" and not scores.tells_apart:
+        scores = teacher_scores(open_teacher(teacher.checkpoint, config, dataset, world_size), teacher, dataset, device)
+        if teacher.mode == "frozen" and teacher.check == "reject" and not scores.tells_apart and not resumed:
             raise CheckpointError(f"guidance.teachers.{i}: {scores}, and so cannot tell them apart; expected a teacher that scores real images higher: "
                                   f"train it longer or take another snapshot, or set guidance.teachers.{i}.check to warn to use it all the same")
         found.append(scores)

@@ -121,7 +121,7 @@ def train(config: Config, run: Run, resumed: Path | None = None, place: str = ""
     as_written, config = config, config.with_references(first_rank_decides(lambda: fetched_references(config, resumed is not None)))
     check_fetched(as_written, config, run)
     evaluator = Evaluator(config, dataset, run) if config.metrics.names else None
-    teachers = first_rank_decides(lambda: check_teachers(config, dataset, run.device))
+    teachers = first_rank_decides(lambda: check_teachers(config, dataset, run.device, run.world_size, resumed is not None))
     kernels = choose_kernels(config, run, dataset.label_dim, None if resumed is None else first_rank_decides(lambda: kernels_kept(resumed)))
     student = assemble(config, dataset, run, resumed=resumed is not None)
     student.kernels = kernels

@@ -94,8 +94,9 @@ def is_wrapped(t: Tensor | None) -> bool:
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Return a context in which autocast leaves dtypes alone: an operator's caller has chosen them."""
     kind = device.type
-    # torch.autocast raises for devices that have none, such as "meta"
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    # torch.autocast raises for devices that have none, such as "meta"; where it is off, an exported program needs no word of it
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 def opaque(output: Callable | None = None) -> Callable[[Callable], Callable]:
