@@ -6,11 +6,14 @@ from click.testing import CliRunner
 
 from fastdgl import doctor
 from fastdgl.cli import main
+from fastdgl.engines import end_run
 
 
 @pytest.fixture
 def diagnosis(tmp_path, monkeypatch):
     """A call of the command, with its caches and runs below tmp_path."""
+    # a run that failed in this process has left its group to the launcher
+    end_run()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     monkeypatch.setattr(doctor, "LEAST_MEMORY", 0)
