@@ -91,7 +91,8 @@ def poisoned(run) -> None:
         with pytest.raises(Diverged, match=f"^{culprit} became infinite or NaN, between"):
             check_finite(training.config, student, {}, set(), 0, Progress(seen=8))
         tensor.data.copy_(before)
-    student.gan.updated_teachers = [TorchEngine(copy.deepcopy(student.gan.D.module), None)]
+    teacher = copy.deepcopy(student.gan.D.module)
+    student.gan.updated_teachers = [TorchEngine(teacher, torch.optim.Adam(teacher.parameters()))]
     student.gan.updated_teachers[0].module.b4.out.bias.data[0] = float("nan")
     with pytest.raises(Diverged, match="^teacher0's parameter b4.out.bias became infinite or NaN"):
         check_finite(training.config, student, {}, set(), 0, Progress(seen=8))
@@ -154,7 +155,7 @@ def test_a_loss_scale_is_left_to_find_its_way():
     config = configs.from_dict(TINY | {"engine": {"precision": "fp16"}}, "test")
 
     class Student:
-        average = nn.Identity()
+        average, average_D = nn.Identity(), None
         engines = {"G": SimpleNamespace(skipped_steps=3, module=nn.Identity(), whole=nullcontext)}
 
     start_run()
