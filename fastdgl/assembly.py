@@ -129,7 +129,7 @@ def open_start(path: str, config: Config, dataset: ImageDataset) -> Snapshot:
 
 
 def starts_partly(snapshot: Snapshot, config: Config, dataset: ImageDataset) -> bool:
-    """Whether of the snapshot that a run starts from the layers that fit are enough."""
+    """Return whether a run may start from the layers of its snapshot that fit."""
     if config.start_partly is None:
         return snapshot.arguments["G"]["c_dim"] == 0 < dataset.label_dim and not config.keep_optimizer
     return config.start_partly

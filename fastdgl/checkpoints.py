@@ -467,7 +467,7 @@ def check_has_discriminator(snapshot: Snapshot) -> None:
 
 
 def labels_of(dataset: ImageDataset) -> dict[str, Any]:
-    """What the labels of a training set mean, as a checkpoint keeps it."""
+    """Return what the labels of a training set mean, in the form that a checkpoint keeps."""
     names = dataset.class_names
     return {"kind": dataset.label_kind, "dim": dataset.label_dim, "names": None if names is None else list(names)}
 

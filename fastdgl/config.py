@@ -40,7 +40,7 @@ OffAsText = BeforeValidator(lambda value: "off" if value is False else value)
 
 
 def _is_plain_list(annotation: Any) -> bool:
-    """Whether a key holds a list of numbers or texts, or may."""
+    """Return whether a key may hold a list of numbers or texts."""
     if get_origin(annotation) in (Union, types.UnionType):
         return any(map(_is_plain_list, get_args(annotation)))
     item = get_args(annotation)[0] if get_origin(annotation) is list else None
@@ -48,7 +48,7 @@ def _is_plain_list(annotation: Any) -> bool:
 
 
 def _entries(value: str | int) -> list[str | int]:
-    """What a list is written as in one value: `8,32` or `fid50k_full, is50k`."""
+    """Return the entries of a list that is written as one value: `8,32` or `fid50k_full, is50k`."""
     parts = [part.strip() for part in str(value).split(",")]
     return [int(part) if part.isascii() and part.isdecimal() and len(part) < 19 else part for part in parts if part]
 
@@ -762,7 +762,7 @@ class StyleGAN2Config(Config):
 
     @property
     def effective_r1_gamma(self) -> float | None:
-        """gamma of the R1 steps, in whatever way it was given; None where there are none."""
+        """Return gamma of the R1 steps, given or computed; None without R1."""
         return self.r1_gamma if self.loss.r1_interval else None
 
     @property

@@ -85,7 +85,7 @@ NVIDIA, AMD = (Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version")), (Path
 
 
 def why_no_gpu() -> str | None:
-    """Return what keeps PyTorch from a GPU; None where there is none to be used."""
+    """Return what keeps PyTorch from this machine's GPU; None where nothing does."""
     if torch.version.cuda or torch.version.hip:
         return f"torch is built for {'CUDA' if torch.version.cuda else 'ROCm'}, and no GPU answers it: look at nvidia-smi and CUDA_VISIBLE_DEVICES"
     for maker, build, places in (("NVIDIA", "CUDA", NVIDIA), ("AMD", "ROCm", AMD)):

@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def is_address(source: str | os.PathLike) -> bool:
-    """Whether this is the address of a file, not its path."""
+    """Return whether this is the address of a file, not its path."""
     return isinstance(source, str) and ADDRESS.match(source) is not None
 
 
@@ -68,7 +68,7 @@ def fetched(url: str, cache: Path | None = None) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, read piece by piece."""
+    """Return the SHA-256 of a file, read piece by piece."""
     checksum = hashlib.sha256()
     with open(path, "rb") as file:
         while data := file.read(2**20):
