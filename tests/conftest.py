@@ -2,6 +2,7 @@
 
 import os
 
+import interpreter
 import pytest
 import torch
 
@@ -19,3 +20,4 @@ def triton(monkeypatch):
     pytest.importorskip("triton")
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        interpreter.hasten()
