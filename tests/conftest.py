@@ -14,6 +14,16 @@ if not torch.cuda.is_available():
 torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep the tests that share a fixture of their module in one of pytest-xdist's processes, which would make it in each."""
+    for item in items:
+        definitions = item._fixtureinfo.name2fixturedefs
+        # the module's own, and not those of plugins
+        if any(last.scope == "module" and last.baseid == item.parent.nodeid.split("::")[0] for *_, last in definitions.values()):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
 @pytest.fixture
 def triton(monkeypatch):
     """For tests that run kernels."""
