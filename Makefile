@@ -14,7 +14,7 @@ train: .venv/installed
 test test-isa test-slow: export OMP_NUM_THREADS ?= 1
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup
+	$(BIN)/python -m pytest -n logical --maxprocesses 8
 
 # some tests whose numbers depend on the order of sums, with the instructions of other CPUs
 test-isa: .venv/installed

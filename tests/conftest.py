@@ -1,5 +1,6 @@
 """Where there is no GPU, the kernels run in Triton's interpreter; what they leave unwritten is NaN everywhere."""
 
+import functools
 import os
 
 import interpreter
@@ -14,14 +15,21 @@ if not torch.cuda.is_available():
 torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Keep the tests that share a fixture of their module in one of pytest-xdist's processes, which would make it in each."""
-    for item in items:
-        definitions = item._fixtureinfo.name2fixturedefs
-        # the module's own, and not those of plugins
-        if any(last.scope == "module" and last.baseid == item.parent.nodeid.split("::")[0] for *_, last in definitions.values()):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep modules whose tests share a fixture in one of pytest-xdist's processes, as it would be made in each; they go first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def shares(module: str) -> bool:
+        return 'scope="module"' in (config.rootpath / module).read_text()
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.split("::")[0]
+            return module if shares(module) else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
