@@ -20,7 +20,7 @@ from fastdgl.samples import SampleSheet
 from fastdgl.train import main
 
 from ranks import free_port
-from tiny_runs import ROOT, SCRIPT, TINY, dump, launch, networks, refusal, statistics, switch_off, train
+from tiny_runs import COLUMNS, ROOT, SCRIPT, TINY, dump, launch, networks, refusal, statistics, switch_off, train
 
 STAGES = {
     "teacher": {},
@@ -81,7 +81,7 @@ class TestStages:
 
     def test_the_sheets_show_each_class_in_a_row(self, finished):
         sheet = Image.open(finished[1][0] / "reals.png")
-        assert sheet.size == (32 * 32, 32 * 10)
+        assert sheet.size == (COLUMNS * 32, 32 * 10)
 
     def test_the_end_is_a_table_with_costs_losses_and_places(self, finished):
         output, runs, _ = finished

@@ -42,9 +42,13 @@ def dump(config: dict) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
+# images a row of a sheet, each row a class: whole sheets take longer than such a training
+COLUMNS = 2
+
+
 def invoke(*arguments) -> Result:
-    """Run train.py in this process, with sheets of two images a row: whole ones take longer than such a training."""
-    with patch.object(samples, "grid_shape", lambda resolution: (2, samples.SHEET_HEIGHT // resolution)):
+    """Run train.py in this process, with small sheets."""
+    with patch.object(samples, "grid_shape", lambda resolution: (COLUMNS, samples.SHEET_HEIGHT // resolution)):
         return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
