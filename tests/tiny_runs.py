@@ -48,7 +48,13 @@ COLUMNS = 2
 
 def invoke(*arguments) -> Result:
     """Run train.py in this process, with small sheets."""
-    with patch.object(samples, "grid_shape", lambda resolution: (COLUMNS, samples.SHEET_HEIGHT // resolution)):
+    grid_shape = samples.grid_shape
+
+    def small(resolution: int) -> tuple[int, int]:
+        columns, rows = grid_shape(resolution)
+        return min(columns, COLUMNS), rows
+
+    with patch.object(samples, "grid_shape", small):
         return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
