@@ -383,21 +383,21 @@ class TestBigGAN:
         assert "model: attention=16" in sentence and "use a larger ch" in sentence
 
 
-TWENTY_STEPS = TINY | {"train": TINY["train"] | {"kimg": 0.16, "tick_kimg": 1, "image_ticks": 0}}
+EIGHT_STEPS = TINY | {"train": TINY["train"] | {"kimg": 0.064, "tick_kimg": 1, "image_ticks": 0}}
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     config = folder / "tiny.yaml"
-    config.write_text(dump(TWENTY_STEPS | {"outdir": str(folder / "runs")}))
+    config.write_text(dump(EIGHT_STEPS | {"outdir": str(folder / "runs")}))
     # another folder, by path, as a person would from anywhere
     launch(sys.executable, SCRIPT, "--config", config)
     return networks(folder / "runs" / "00000-tiny")
 
 
 class TestLaunchers:
-    """Twenty steps on two ranks under each launcher equal one process of plain PyTorch."""
+    """Eight steps on two ranks under each launcher equal one process of plain PyTorch."""
 
     # a rank trains alike whoever starts it: each way to train is tried under one of them
     @pytest.mark.parametrize(("launcher", "ways"), [
@@ -407,7 +407,7 @@ class TestLaunchers:
     def test_two_ranks_equal_one_process_in_every_zero_stage(self, alone, tmp_path, launcher, ways):
         stages = {f"zero{way}": {"engine": {"kind": "deepspeed", "zero_stage": way}} if way != "torch" else {} for way in ways}
         config = tmp_path / "ranks.yaml"
-        config.write_text(dump(TWENTY_STEPS | {"outdir": str(tmp_path / "runs"), "stages": stages}))
+        config.write_text(dump(EIGHT_STEPS | {"outdir": str(tmp_path / "runs"), "stages": stages}))
         output = launch(*launcher, "--master_port", free_port(), SCRIPT, "--config", config)
         assert "2 rank(s)" in output
         for i, stage in enumerate(stages):
