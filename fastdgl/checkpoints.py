@@ -43,6 +43,8 @@ CHECKPOINT_NAME = "{:010d}"
 STATE = "state"
 # of z whose mean w stands in for one that a file does not hold; rosinality's tools take as many
 MEAN_OF_W_SAMPLES = 4096
+# for so many z of it to fit into memory
+MAX_LATENT = 8192
 # what a number of a network may be written in
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *FLOATS)
@@ -355,7 +357,13 @@ def mean_of_w(arguments: Mapping[str, Any], state: Mapping[str, Tensor], what: s
 
     Args:
         arguments, state: Of an unconditional StyleGAN2 generator.
+
+    Raises:
+        CheckpointError: As of `filled`; or z or w is longer than MAX_LATENT.
     """
+    for key in ("z_dim", "w_dim"):
+        if arguments[key] > MAX_LATENT:
+            raise CheckpointError(f"{what}: holds no mean of w, and it cannot be computed with {key} {arguments[key]}; expected at most {MAX_LATENT}")
     with Skeletons():
         mapping = MappingNetwork(arguments["z_dim"], 0, arguments["w_dim"], num_ws=None, num_layers=arguments["mapping_layers"], w_avg_beta=None)
     prefix = "mapping."
@@ -610,9 +618,11 @@ def load(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / f"{name}.pt"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    # damaged bytes make PyTorch's reader raise almost anything, AssertionError included
-    except Exception as error:
+        # a pipe would be waited for
+        if path.exists() and not path.is_file():
+            raise OSError("is no regular file")
+        return interop.load_checkpoint(path)
+    except (interop.ForeignFileError, OSError) as error:
         earlier = [other for other in saved_checkpoints(folder.parent) if other < folder]
         way_on = f"remove {folder} to go on from {earlier[-1]}" if earlier else "there is no earlier checkpoint to go on from"
         raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]}); {way_on}") from error

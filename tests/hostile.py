@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import resource
 import signal
 import struct
+import traceback
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 # far more than anything takes that comes to an end
@@ -82,3 +85,39 @@ def one_sentence(error: BaseException) -> None:
     """What an error says is one line that a terminal does not obey."""
     said = str(error)
     assert said and said.isprintable(), repr(said)
+
+
+def bounded(action: Callable[[], object], seconds: int = 10, memory: int = 2 * 2**30) -> None:
+    """Call `action` in a process of its own, which may take so much processor time, and so much memory besides what this one has.
+
+    Raises:
+        AssertionError: It raised something, took more, or crashed.
+    """
+    answer, said = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # a process that was forked has no threads to share work with
+        torch.set_num_threads(1)
+        os.close(answer)
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            with open("/proc/self/statm") as file:
+                taken = int(file.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+            used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+            resource.setrlimit(resource.RLIMIT_CPU, (int(used) + seconds, int(used) + seconds))
+            # what sleeps takes no processor time
+            signal.alarm(HANG)
+            action()
+        except MemoryError:
+            os.write(said, b"took too much memory")
+        except BaseException:
+            os.write(said, traceback.format_exc().encode()[-4000:])
+        finally:
+            os._exit(0)
+    os.close(said)
+    with os.fdopen(answer, "rb") as file:
+        told = file.read().decode(errors="replace")
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, f"ended by signal {status & 127}"
+    assert not told, told

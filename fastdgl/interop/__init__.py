@@ -13,9 +13,9 @@ from ..atomic_files import atomically
 from . import ajbrock, basicsr, nvidia, rosinality, tensorflow
 from .forms import contents
 from .networks import Networks, checked_state
-from .unpickling import PICKLE_MAGIC, ZIP_MAGIC, ForeignFileError, PersistentObject, load
+from .unpickling import DAMAGE, PICKLE_MAGIC, ZIP_MAGIC, ForeignFileError, PersistentObject, damaged, load, load_checkpoint
 
-__all__ = ["ForeignFileError", "Networks", "is_foreign", "read", "write"]
+__all__ = ["ForeignFileError", "Networks", "is_foreign", "load_checkpoint", "read", "write"]
 
 # of networks that lie in one file
 READERS = {"nvidia": nvidia, "rosinality": rosinality, "basicsr": basicsr}
@@ -48,8 +48,17 @@ def read(path: Path) -> Networks:
     data = load(path)
     try:
         return _networks(data, path)
+    except ForeignFileError:
+        raise
     except RecursionError:
         raise ForeignFileError("holds data within data, too deep to be networks") from None
+    except MemoryError:
+        raise ForeignFileError("asks for more memory than there is") from None
+    # a file of the right names may hold anything under them
+    except DAMAGE as error:
+        if isinstance(error, OSError):
+            raise
+        raise damaged(error) from None
 
 
 def _networks(data: Any, path: Path) -> Networks:

@@ -1,5 +1,6 @@
 """Where in a file the networks are: in a dict of them, in a dict within, or one by itself; known by the parameters that they have."""
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ SIGNATURES = (
 )
 # of dicts within dicts
 DEPTH = 4
+# in one file: for each, all names of the dict that it lies in are looked through
+MAX_NETWORKS = 32
 AVERAGED = re.compile(r"ema|averag|_avg|shadow|smooth|(^|[._])gs($|[._])")
 
 
@@ -68,9 +71,11 @@ def contents(data: Any) -> Contents:
     """The networks in what was unpickled.
 
     Raises:
-        ForeignFileError: It holds no generator, or several for one of our names.
+        ForeignFileError: It holds no generator, several for one of our names, or more than MAX_NETWORKS.
     """
-    found, contents = list(networks_in(data)), Contents()
+    found, contents = list(itertools.islice(networks_in(data), MAX_NETWORKS + 1)), Contents()
+    if len(found) > MAX_NETWORKS:
+        raise ForeignFileError(f"holds more than {MAX_NETWORKS} networks; save the ones that are meant by themselves")
     generators = {network.codebase for network in found if network.kind == "G"}
     if len(generators) > 1:
         raise ForeignFileError(f"holds generators of several codebases, at {places(found)}; save the one that is meant by itself")

@@ -11,6 +11,8 @@ from ..sentences import printable
 from .unpickling import Array, ForeignFileError
 
 State = dict[str, Tensor]
+# of images; a file may leave the noise of a layer out, which is as large
+MAX_RESOLUTION = 4096
 # modules around a network: DataParallel and its like, torch.compile, FSDP, activation checkpointing, DeepSpeed
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 
@@ -75,7 +77,15 @@ def mean_latent(value: Any, w_dim: int) -> tuple[Tensor, list[str]]:
 
 
 def fixed_noise(names: Iterable[tuple[str, int]]) -> State:
-    """The noise of each layer, `[R, R]`, for a file without any: by its name and R, the same every time."""
+    """Return the noise of each layer, `[R, R]`, for a file without any: by its name and R, the same every time.
+
+    Raises:
+        ForeignFileError: A layer is larger than any network.
+    """
+    names = list(names)
+    for name, R in names:
+        if R > MAX_RESOLUTION:
+            raise ForeignFileError(f"holds the layer {name.rpartition('.')[0]} of {R}x{R} pixels; expected at most {MAX_RESOLUTION}x{MAX_RESOLUTION}")
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(R, R, generator=generator) for name, R in names}
 

@@ -2,16 +2,23 @@
 
 A pickle names classes and functions, to be called while it is read. Here a fixed list of names is known, `KNOWN`, and each
 stands for plain data; any other is refused. No module is imported for a file.
+
+Memory and time are bounded by the file's size, because a pickle can refer to one value many times: forty pairs of pairs stand
+for 2^40 values. `check_opcodes` looks at a pickle before anything is made of it, a `Budget` counts what its calls make, and
+`check_expanded` counts the values of the result as often as they are referred to.
 """
 
 import io
 import math
+import os
 import pickle
 import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,6 +35,12 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 # of data within data; that of NVIDIA's networks is some dozen
 MAX_DEPTH = 500
+# instructions of a pickle, and values, counted as often as they are referred to; NVIDIA's networks have some ten thousand
+MAX_OPCODES = 400_000
+# of a checkpoint of fastdgl, which may name a million classes
+MAX_OPCODES_OF_OURS = 4_000_000
+# of a dict: characters of a name, and numbers, whose hashes collide when they are larger
+MAX_KEY_LENGTH, MAX_KEY = 1000, 2**60
 
 
 class ForeignFileError(ValueError):
@@ -37,10 +50,84 @@ class ForeignFileError(ValueError):
         super().__init__(printable(message))
 
 
+class Budget:
+    """The bytes that calls in a file may make, in proportion to its size.
+
+    Args:
+        size: Bytes of the file.
+        most: Instructions of a pickle in it, and values.
+    """
+
+    def __init__(self, size: int, most: int):
+        self.left, self.most = 4 * size + 2**20, most
+
+    def spend(self, made: int) -> None:
+        """Count bytes.
+
+        Raises:
+            ForeignFileError: There are too many for the file.
+        """
+        self.left -= made
+        if self.left < 0:
+            raise ForeignFileError("asks for far more memory than its own size")
+
+
+# of the file that is being read
+_budget: ContextVar[Budget] = ContextVar("budget")
+
+
+@contextmanager
+def budget_for(size: int, most: int) -> Iterator[None]:
+    """Inside, a file is read; see `Budget`."""
+    token = _budget.set(Budget(size, most))
+    try:
+        yield
+    finally:
+        _budget.reset(token)
+
+
+def spend(made: int) -> None:
+    """Count bytes that a call makes; see `Budget`."""
+    _budget.get().spend(made)
+
+
+def is_key(value: Any) -> bool:
+    """Return whether a value may name another: short text, or a number whose hash is itself."""
+    return type(value) is str and len(value) <= MAX_KEY_LENGTH or type(value) in (int, bool) and abs(value) < MAX_KEY
+
+
+def check_keys(keys: Iterable[Any]) -> None:
+    """Reject keys that take long to hash or to print.
+
+    Raises:
+        ForeignFileError: One is neither short text nor a number of 60 bits.
+    """
+    if not all(map(is_key, keys)):
+        raise ForeignFileError(f"holds a dict or set with a key that is neither a number nor text of up to {MAX_KEY_LENGTH} characters")
+
+
+def check_integers(values: Any, what: str) -> None:
+    """Reject what is no tuple of integers, such as a shape.
+
+    Raises:
+        ForeignFileError: It is something else.
+    """
+    if type(values) not in (tuple, list) or len(values) > MAX_DIMENSIONS or not all(type(value) is int and abs(value) < 2**63 for value in values):
+        raise ForeignFileError(f"is damaged: a {what} of it is no list of numbers")
+
+
 class Entries(dict):
     """An OrderedDict or EasyDict. Attributes that were set on it are dropped, such as the `_metadata` of a state dict."""
 
     __slots__ = ()
+
+    def __init__(self, pairs: Any = ()):
+        # of Python 2: a list of pairs
+        if type(pairs) not in (list, tuple) or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
+            raise ForeignFileError("holds a dict that is made of no pairs")
+        check_keys(key for key, _ in pairs)
+        spend(8 * len(pairs))
+        super().__init__(pairs)
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -51,8 +138,11 @@ class Attributes(dict):
 
     __slots__ = ()
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __setstate__(self, state: Any) -> None:
-        self.update(state)
+        self.update(_plain_dict(state))
 
 
 class PersistentObject(NamedTuple):
@@ -80,10 +170,16 @@ class TensorFlowNetwork:
         self.name, self.function, self.settings, self.components, self.variables = "", "", {}, {}, []
 
     def __setstate__(self, state: Any) -> None:
-        self.name, self.function = str(state["name"])[:50], str(state["build_func_name"])[:50]
-        self.settings, self.components, self.variables = dict(state["static_kwargs"]), dict(state.get("components", {})), []
+        state = _plain_dict(state)
+        self.name, self.function = (_text(state[key])[:50] for key in ("name", "build_func_name"))
+        self.settings, self.components = _plain_dict(state["static_kwargs"]), _plain_dict(state.get("components", {}))
+        self.variables = []
+        if type(state["variables"]) not in (list, tuple):
+            raise ForeignFileError("holds a network whose variables are no list")
+        spend(8 * len(state["variables"]))
         for name, value in state["variables"]:
-            self.variables.append((str(name), value))
+            check_keys([name])
+            self.variables.append((_text(name), value))
 
 
 class DType:
@@ -92,13 +188,14 @@ class DType:
     __slots__ = ("kind", "order")
 
     def __init__(self, kind: Any, align: Any = False, copy: Any = False):
-        match = re.fullmatch(r"([<>=|]?)([iuf][1248]|b1)", str(kind))
+        match = re.fullmatch(r"([<>=|]?)([iuf][1248]|b1)", _text(kind))
         if match is None:
-            raise ForeignFileError(f"holds numpy.dtype({str(kind)[:50]!r}), which is not read; expected numbers")
+            raise ForeignFileError(f"holds numpy.dtype({_text(kind)[:50]!r}), which is not read; expected numbers")
         self.order, self.kind = match[1] or "=", match[2]
 
     def __setstate__(self, state: Any) -> None:
-        _, self.order, subarray, names, fields, *_ = state
+        _, order, subarray, names, fields, *_ = state
+        self.order = _text(order)
         if self.order not in tuple("<>=|") or not (subarray is names is fields is None):
             raise ForeignFileError("holds a structured numpy.dtype, which is not read; expected numbers")
 
@@ -108,20 +205,33 @@ class DType:
 
 
 class Array:
-    """A numpy.ndarray of plain numbers, in `value`."""
+    """A numpy.ndarray of plain numbers, in `value`. It is made when asked for: a file may hold its bytes once, and fill many arrays from them."""
 
-    __slots__ = ("value",)
+    __slots__ = ("data", "dtype", "shape", "order")
 
     def __init__(self) -> None:
-        self.value = np.zeros(0)
+        self.data, self.dtype, self.shape, self.order = b"", np.dtype("f8"), (0,), "C"
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, data = state
-        self.fill(data, dtype, shape, "F" if is_fortran else "C")
+        self.fill(data, dtype, shape, "F" if is_fortran is True or is_fortran == 1 else "C")
 
     def fill(self, data: bytes, dtype: DType, shape: tuple[int, ...], order: str) -> None:
+        check_integers(shape, "shape")
+        if type(data) not in (bytes, bytearray) or not isinstance(dtype, DType) or type(order) is not str or order not in ("C", "F"):
+            raise ForeignFileError("is damaged: an array of it is no numbers")
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.dtype.itemsize != len(data):
+            raise ForeignFileError(f"is damaged: an array of {len(data)} bytes is to be {list(shape)}")
+        self.data, self.dtype, self.shape, self.order = data, dtype.dtype, tuple(shape), order
+
+    @property
+    def value(self) -> np.ndarray:
         # our own memory in the machine's byte order, which is what PyTorch takes
-        self.value = np.frombuffer(data, dtype.dtype).reshape(shape, order=order).astype(dtype.dtype.newbyteorder("="))
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape, order=self.order).astype(self.dtype.newbyteorder("="))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
 
 
 class Function:
@@ -146,16 +256,34 @@ class Numbers(Tensor):
         raise ForeignFileError("tries to change a tensor")
 
 
+def _text(value: Any) -> str:
+    """Return a value that is text: to make text of anything else, Python goes through all that is in it."""
+    if type(value) is not str:
+        raise ForeignFileError(f"holds a {type(value).__name__} where text is expected")
+    return value
+
+
+def _plain_dict(value: Any) -> dict[Any, Any]:
+    """Return a copy of a value that is a dict."""
+    if not isinstance(value, dict):
+        raise ForeignFileError(f"holds a {type(value).__name__} where a dict is expected")
+    spend(8 * len(value))
+    return dict(value)
+
+
 def _persistent_object(meta: Any) -> PersistentObject:
     state, class_name = meta["state"], meta["class_name"]
-    if meta["type"] != "class" or not isinstance(state, dict) or not isinstance(class_name, str):
+    if _text(meta["type"]) != "class" or not isinstance(state, dict) or not isinstance(class_name, str):
         raise ForeignFileError("holds an object of torch_utils.persistence that is no class")
     return PersistentObject(class_name, state)
 
 
 def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    if math.prod(shape) > storage.numel():
-        raise ForeignFileError(f"is damaged: a tensor of {storage.numel()} numbers is to be {list(shape)}")
+    check_integers(shape, "shape")
+    check_integers(stride, "stride")
+    check_integers([offset], "offset")
+    if not isinstance(storage, Tensor) or min(shape, default=0) < 0 or math.prod(shape) > storage.numel():
+        raise ForeignFileError(f"is damaged: a tensor of {storage.numel() if isinstance(storage, Tensor) else 0} numbers is to be {list(shape)}")
     # a view, and PyTorch checks that it stays inside
     return storage.as_strided(shape, stride, offset).as_subclass(Numbers)
 
@@ -166,12 +294,15 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 
 def _encoded(text: str, encoding: str = "latin1") -> bytes:
     """How bytes are written for Python 2."""
-    if encoding != "latin1":
-        raise ForeignFileError(f"holds bytes encoded as {str(encoding)[:50]!r}; expected 'latin1'")
+    if _text(encoding) != "latin1":
+        raise ForeignFileError(f"holds bytes encoded as {encoding[:50]!r}; expected 'latin1'")
+    spend(len(_text(text)))
     return text.encode(encoding)
 
 
 def _number(dtype: DType, data: bytes) -> float | int | bool:
+    if type(data) is not bytes or not isinstance(dtype, DType):
+        raise ForeignFileError("is damaged: a number of it is none")
     return np.frombuffer(data, dtype.dtype, count=1)[0].item()
 
 
@@ -185,11 +316,35 @@ def _array(data: bytes, dtype: DType, shape: tuple[int, ...], order: str) -> Arr
     return array
 
 
+def _set(items: Any = ()) -> set[Any]:
+    if type(items) not in (list, tuple, set):
+        raise ForeignFileError("holds a set that is made of no list")
+    check_keys(items)
+    spend(8 * len(items))
+    return set(items)
+
+
+def _size(shape: Any = ()) -> tuple[int, ...]:
+    check_integers(shape, "shape")
+    return tuple(shape)
+
+
+def _device(kind: str, index: int | None = None) -> str:
+    check_integers([] if index is None else [index], "device")
+    return _text(kind)[:50] + ("" if index is None else f":{index}")
+
+
 def _storage(data: bytes) -> Tensor:
+    if type(data) is not bytes:
+        raise ForeignFileError("is damaged: a storage of it is no bytes")
+    # it is looked through opcode by opcode each time
+    spend(len(data) + 1000)
     # storages within a storage are not
     return _torch_file(io.BytesIO(data), {name: known for name, known in KNOWN.items() if name != ("torch.storage", "_load_from_bytes")})
 
 
+# dimensions of a tensor, and of a shape
+MAX_DIMENSIONS = 64
 # as the names of storages begin
 DTYPES = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Long": torch.int64,
           "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
@@ -201,12 +356,12 @@ KNOWN: dict[tuple[str, str], Any] = {
     ("dnnlib", "EasyDict"): Entries,
     ("argparse", "Namespace"): Attributes,
     ("dnnlib.tflib.network", "Network"): TensorFlowNetwork,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
+    ("builtins", "set"): Function(_set),
+    ("__builtin__", "set"): Function(_set),
     ("_codecs", "encode"): Function(_encoded),
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): Function(_persistent_object),
-    ("torch", "Size"): tuple,
-    ("torch", "device"): Function(lambda *description: ":".join(map(str, description))),
+    ("torch", "Size"): Function(_size),
+    ("torch", "device"): Function(_device),
     ("torch._utils", "_rebuild_tensor"): Function(_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
     ("torch._utils", "_rebuild_parameter"): Function(_parameter),
@@ -236,7 +391,9 @@ class Unpickler(pickle.Unpickler):
 
     def load(self) -> Any:
         start = self.file.tell()
-        check_depth(self.file)
+        size = self.file.seek(0, io.SEEK_END) - start
+        self.file.seek(start)
+        check_opcodes(self.file, size, _budget.get().most)
         self.file.seek(start)
         return super().load()
 
@@ -250,64 +407,175 @@ class Unpickler(pickle.Unpickler):
 
     def persistent_load(self, reference: Any) -> Tensor:
         kind, dtype, key, _, numel, *view = reference
-        if self.storage is None or kind != "storage" or not isinstance(dtype, torch.dtype) or any(part is not None for part in view):
+        known = type(kind) is str and kind == "storage" and isinstance(dtype, torch.dtype) and is_key(key) and type(numel) is int and numel >= 0
+        if self.storage is None or not known or any(part is not None for part in view):
             raise ForeignFileError("refers to something outside that is no tensor of PyTorch's")
-        return self.storage(dtype, str(key), int(numel)).as_subclass(Numbers)
+        return self.storage(dtype, str(key), numel).as_subclass(Numbers)
 
 
-def check_depth(file: BinaryIO) -> None:
-    """Refuse a pickle with data within data within data: to hash a tuple, Python goes as deep as it is, until the process crashes.
+# opcode -> how many values it takes below the mark or without one, whether it takes all down to the mark, what it leaves (None a mark)
+_MARK = pickletools.markobject
+EFFECTS = {opcode.name: (opcode.stack_before.index(_MARK) if _MARK in opcode.stack_before else len(opcode.stack_before), _MARK in opcode.stack_before,
+                         [made is _MARK for made in opcode.stack_after]) for opcode in pickletools.opcodes}
+INTO = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS"}
+PUTS, GETS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"GET", "BINGET", "LONG_BINGET"}
+WORDS = {"NEWTRUE": True, "NEWFALSE": False}
 
-    The opcodes of one pickle are read, and nothing is made of them: for each value on the unpickler's stack, how deep it is.
+
+def check_opcodes(file: BinaryIO, size: int, most: int) -> None:
+    """Reject a pickle that would take Python far more time or memory than its size, before anything is made of it.
+
+    The opcodes of one pickle are read. For each value on the unpickler's stack is known how deep data lies in it, 0 for what may be
+    the key of a dict. A key is hashed, and Python's hash of a tuple goes through all that is in it as often as it is referred to.
+    The memo is an array as long as its highest index.
+
+    Args:
+        size: Bytes of the file from here.
+        most: Instructions that it may have.
 
     Raises:
-        ForeignFileError: It is deeper than MAX_DEPTH.
+        ForeignFileError: It is deeper than MAX_DEPTH, has more instructions, a memo larger than the file, or another key.
         ValueError, LookupError: It is damaged.
     """
-    mark = pickletools.markobject
     stack: list[int | None] = []                                      # None for a mark
     memo: dict[int, int] = {}
-    for opcode, argument, _ in pickletools.genops(file):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name = opcode.name
-        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            memo[len(memo) if argument is None else argument] = stack[-1] or 0
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
+        if number >= most:
+            raise ForeignFileError(f"is a pickle of more than {most} instructions, too many to be networks")
+        if name in PUTS:
+            index = len(memo) if argument is None else argument
+            if not 0 <= index <= size:
+                raise ForeignFileError(f"is damaged: it numbers a value {index:.3g}, in a file of {size} bytes")
+            memo[index] = 1 if stack[-1] is None else stack[-1]
+        elif name in GETS:
             stack.append(memo[argument])
         elif name == "DUP":
             stack.append(stack[-1])
         else:
-            parts = []
-            if mark in opcode.stack_before:
+            below, to_mark, made = EFFECTS[name]
+            items: list[int] = []
+            if to_mark:
                 while (part := stack.pop()) is not None:
-                    parts.append(part)
-            for _ in range(opcode.stack_before.index(mark) if mark in opcode.stack_before else len(opcode.stack_before)):
-                parts.append(stack.pop() or 0)
+                    items.append(part)
+            parts = [stack.pop() or 0 for _ in range(below)]
+            keys = items[1::2] if name in ("SETITEMS", "DICT") else items if name in ("ADDITEMS", "FROZENSET") else parts[1:2] if name == "SETITEM" else ()
+            if any(keys):
+                raise ForeignFileError(f"holds a dict or set with a key that is neither a number nor text of up to {MAX_KEY_LENGTH} characters")
             # what is put into a list adds to how deep it is, and not how often
-            into = parts.pop() if name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS") else 0
-            depth = max(into, 1 + max(parts, default=0))
+            into = parts.pop() if name in INTO else 0
+            plain = not to_mark and not below and is_key(WORDS.get(name, argument)) and name not in ("GLOBAL", "INST", "PERSID", "EXT1", "EXT2", "EXT4")
+            depth = 0 if plain else max(into, 1 + max(max(parts, default=0), max(items, default=0)))
             if depth > MAX_DEPTH:
                 raise ForeignFileError("holds data within data, too deep to be networks")
-            stack.extend(None if made is mark else depth for made in opcode.stack_after)
+            stack.extend(None if is_mark else depth for is_mark in made)
 
 
-def load(path: Path) -> Any:
-    """What is pickled in a file of `pickle.dump` or `torch.save`, as dicts, lists, numbers, tensors and the records above.
+def check_expanded(data: Any, size: int, most: int) -> None:
+    """Reject what is small in memory, but not to those who go through it: values within values, counted as often as they are referred to.
+
+    Args:
+        size: Bytes of the file.
+        most: Values that it may stand for.
+
+    Raises:
+        ForeignFileError: There are more values, or more numbers in tensors than the file can hold, or something lies in itself.
+    """
+    # by id: values and numbers in it, or None for what is being counted
+    counted: dict[int, tuple[int, int] | None] = {}
+    stack = [data]
+    while stack:
+        item = stack[-1]
+        if counted.get(id(item)) is not None:
+            stack.pop()
+            continue
+        parts = [part for part in parts_of(item) if type(part) not in PLAIN]
+        if id(item) not in counted:
+            counted[id(item)] = None
+            # those that are being counted lie around this one
+            if any(counted.get(id(part), 0) is None for part in parts):
+                raise ForeignFileError("holds data that lies in itself, which networks do not")
+            stack.extend(parts)
+        else:
+            values, numbers = 1 + len(parts_of(item)), item.numel() if isinstance(item, Tensor) else item.size if isinstance(item, Array) else 0
+            for part in parts:
+                more_values, more_numbers = counted[id(part)]
+                values, numbers = values + more_values, numbers + more_numbers
+            if values > most:
+                raise ForeignFileError(f"stands for more than {most} values, too many to be networks")
+            # the least that a number takes is a byte; some tensors may be there twice
+            if numbers > 2 * size + 2**20:
+                raise ForeignFileError(f"stands for {numbers:.3g} numbers, in a file of {size} bytes")
+            counted[id(item)] = values, numbers
+            stack.pop()
+
+
+PLAIN = (str, bytes, int, float, bool, type(None), torch.dtype)
+
+
+def parts_of(item: Any) -> list[Any]:
+    """Return the values that lie in one."""
+    if isinstance(item, dict):
+        return list(item.values())
+    if isinstance(item, (list, tuple, set, frozenset)):
+        return list(item)
+    if isinstance(item, TensorFlowNetwork):
+        return [item.settings, item.components, item.variables]
+    return []
+
+
+# what damaged bytes make of a pickle, a zip file, or of the arguments of what is called
+DAMAGE = (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, struct.error, LookupError, TypeError, ValueError,
+          AttributeError, RuntimeError, ArithmeticError, OSError)
+
+
+def damaged(error: Exception) -> ForeignFileError:
+    """Return what to say of an error that damaged bytes have made."""
+    return ForeignFileError(f"is cut short or damaged ({' '.join(str(error).split())[:100]})")
+
+
+def load(path: Path, most: int = MAX_OPCODES) -> Any:
+    """Return what is pickled in a file of `pickle.dump` or `torch.save`: dicts, lists, numbers, tensors and the records above.
+
+    Args:
+        most: Instructions that a pickle in it may have, and values that it may stand for.
 
     Raises:
         ForeignFileError: It asks for something that is not plain data, or it is damaged.
         OSError: It cannot be read.
     """
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         try:
-            return _torch_file(file, KNOWN)
+            with budget_for(size, most):
+                found = _torch_file(file, KNOWN)
+            check_expanded(found, size, most)
+            return found
         except ForeignFileError:
             raise
         except MemoryError:
             raise ForeignFileError("asks for more memory than there is") from None
-        # what damaged bytes make of a pickle, a zip file, or of the arguments of what is called
-        except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, struct.error, LookupError, TypeError, ValueError,
-                AttributeError, RuntimeError, ArithmeticError, OSError) as error:
-            raise ForeignFileError(f"is cut short or damaged ({' '.join(str(error).split())[:100]})") from None
+        except DAMAGE as error:
+            raise damaged(error) from None
+
+
+def load_checkpoint(path: Path) -> Any:
+    """Return what fastdgl wrote by `torch.save`, with plain tensors.
+
+    `torch.load` runs nothing of a file either, but takes as long, and as much memory, as the file asks for.
+
+    Raises:
+        ForeignFileError, OSError: As of `load`.
+    """
+    return _with_plain_tensors(load(path, MAX_OPCODES_OF_OURS))
+
+
+def _with_plain_tensors(data: Any) -> Any:
+    if isinstance(data, Tensor):
+        return data.as_subclass(Tensor)
+    if isinstance(data, dict):
+        return {key: _with_plain_tensors(value) for key, value in data.items()}
+    return type(data)(map(_with_plain_tensors, data)) if type(data) in (list, tuple) else data
 
 
 def _torch_file(file: BinaryIO, known: Mapping[tuple[str, str], Any]) -> Any:
@@ -322,7 +590,12 @@ def _torch_file(file: BinaryIO, known: Mapping[tuple[str, str], Any]) -> Any:
 
 def _zip_file(file: BinaryIO, known: Mapping[tuple[str, str], Any]) -> Any:
     storages: dict[str, Tensor] = {}
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     with zipfile.ZipFile(file) as archive:
+        # entries may lie over each other
+        if sum(entry.file_size for entry in archive.infolist()) > size:
+            raise ForeignFileError("is damaged: the parts of it are larger than the file")
         pickles = [name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
             raise ForeignFileError("is a zip file, and not one of torch.save")
@@ -350,22 +623,27 @@ def _record(archive: zipfile.ZipFile, name: str) -> bytes:
 
 def _legacy_file(file: BinaryIO, known: Mapping[tuple[str, str], Any]) -> Any:
     """The rest of a file behind its magic number; the storages follow what refers to them."""
-    if Unpickler(file, {}).load() != LEGACY_VERSION or not Unpickler(file, {}).load()["little_endian"]:
+    if Unpickler(file, {}).load() != LEGACY_VERSION or Unpickler(file, {}).load()["little_endian"] is not True:
         raise ForeignFileError("is in a version of torch.save's format that is not read, or was written on a machine of the other byte order")
     position = file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(position)
     storages: dict[str, Tensor] = {}
+    claimed = 0
 
     def storage(dtype: torch.dtype, key: str, numel: int) -> Tensor:
+        nonlocal claimed
         if key not in storages:
-            if not 0 <= numel * dtype.itemsize <= end - position:
+            claimed += numel * dtype.itemsize
+            if claimed > end - position:
                 raise ForeignFileError(f"is cut short: its tensor {key} is larger than the file")
             storages[key] = torch.zeros(numel, dtype=dtype)
         return _of_type(storages[key], dtype, key)
 
     found = Unpickler(file, known, storage).load()
     for key in Unpickler(file, {}).load():
+        if not is_key(key):
+            raise ForeignFileError("is damaged: it names a tensor by something else than text")
         numel, = struct.unpack("<q", file.read(8))
         numbers = storages[key]
         if numel != numbers.numel():
