@@ -17,7 +17,7 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Keep modules whose tests share a fixture in one of pytest-xdist's processes, as it would be made in each; they go first."""
+    """Keep what shares a module's fixture in one of pytest-xdist's processes, as each would make it; such tests go first."""
     from xdist.scheduler import LoadScopeScheduling
 
     @functools.cache
@@ -26,8 +26,8 @@ def pytest_xdist_make_scheduler(config, log):
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.split("::")[0]
-            return module if shares(module) else nodeid
+            # functions of the module, or of one of its classes
+            return super()._split_scope(nodeid) if shares(nodeid.split("::")[0]) else nodeid
 
     return Scheduling(config, log)
 
