@@ -12,7 +12,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["fastdgl", "fastdgl.*"]) + find_packages("kernels"),
     package_dir={"fastdgl_kernels": "kernels/fastdgl_kernels"},
-    package_data={"fastdgl": ["assets/*"]},
+    package_data={"fastdgl": ["assets/*", "py.typed"], "fastdgl_kernels": ["LICENSE", "py.typed", "certify/verdicts/*"]},
     install_requires=["torch", "numpy", "pyyaml", "pydantic>=2", "safetensors", "pillow>=10.1", "click", "tqdm", "psutil"],
     extras_require={
         "train": ["deepspeed", "tensorboard"],

@@ -10,6 +10,9 @@ from .modulation import modulated_conv2d, modulated_conv2d_bias_act
 from .normalization import scale_shift_act
 from .resampling import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
+# the one place for the version: kernels/pyproject.toml reads it from here
+__version__ = "0.1.0"
+
 __all__ = [
     "FusedLeakyReLU",
     "activation_funcs",

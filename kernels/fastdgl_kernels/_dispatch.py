@@ -17,6 +17,7 @@ from torch import Tensor
 from ._fallback import failure
 from ._layout import layer, layout
 from ._operators import is_transformed
+from ._place import COMMAND
 from ._tuning import architecture
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 NAMES = ("auto", "fastest", "reference", "triton", "cudnn")
 # of a tensor: "auto" takes kernels for no larger one, since none was certified
 MOST_ELEMENTS = 2**31 - 1
-COMMAND = f"python -m {__package__} certify"
 
 # of GPUs that are not NVIDIA's, the architectures ("gfx942") that a certification has opened; others run PyTorch
 OPENED: frozenset[str] = frozenset()
@@ -165,7 +165,7 @@ def within(x: Tensor, asked: str) -> str:
     Args:
         asked: By the outer operator, see `asked`.
     """
-    return asked if x.is_cuda else "auto"
+    return asked if is_gpu(x.device) else "auto"
 
 
 def kernels_in_force(device: torch.device) -> bool:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from .. import _dispatch
+from .._place import COMMAND
 from . import cases, timing, verdict as verdicts
 from .calls import CONTAINS, IMPLEMENTATIONS, Call
 from .pool import CRASHED, HUNG, OVER, DeviceLost, Pool, PoolError, processes
-from .verdict import PACKAGE, PENDING, RIGHT, SKIPPED, WRONG, Result, Timing, Verdict, VerdictError
+from .verdict import PENDING, RIGHT, SKIPPED, WRONG, Result, Timing, Verdict, VerdictError
 
 BUDGET = 60.0
 # seconds in which another process that certifies the same device is looked at again
@@ -262,7 +263,7 @@ def _alone(machine: dict[str, str], patience: float, start: float) -> Iterator[b
             except BlockingIOError:
                 if time.monotonic() >= start + patience:
                     raise CertificationError(
-                        f"another process is certifying this machine ({file}); run `python -m {PACKAGE} certify` when it has ended"
+                        f"another process is certifying this machine ({file}); run `{COMMAND}` when it has ended"
                     ) from None
                 waited = True
                 time.sleep(LOOK_AGAIN)

@@ -8,6 +8,7 @@ from math import exp, log
 import torch
 
 from .. import _dispatch
+from .._place import COMMAND
 from . import verdict as verdicts
 from .calls import IMPLEMENTATIONS
 from .certification import BUDGET, CertificationError, certify
@@ -78,7 +79,7 @@ def summary(device: torch.device) -> str:
         return f"no verdict is needed on {device}, where the reference runs"
     found, reason = _dispatch.verdict_of(device)
     if found is None:
-        return f"{reason}: the reference runs; run `{_dispatch.COMMAND}` to prove and use the kernels"
+        return f"{reason}: the reference runs; run `{COMMAND}` to prove and use the kernels"
     classes = {(r.operator, r.implementation, r.dtype, r.layout) for r in found.results}
     ratio = f", {speed(found.timings):.2f} times as fast as the reference over {len(found.timings)} timed layers" if found.timings else ""
     left = "" if found.complete else "; some checks are left for the next time"
@@ -86,7 +87,7 @@ def summary(device: torch.device) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=_dispatch.COMMAND, description=__doc__.partition(": ")[2])
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.partition(": ")[2])
     parser.add_argument("--device", help='"cuda", "cuda:1", ...; by default the current GPU')
     parser.add_argument("--budget", type=_seconds, default=BUDGET, help=f"seconds after which no further check starts (default {BUDGET:g})")
     parser.add_argument("--operators", nargs="+", choices=list(IMPLEMENTATIONS), metavar="NAME", help="check these alone")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .verdict import PACKAGE, ROOT
+from .._place import PACKAGE, command, environment
 from .worker import COMPILED, DONE, READY
 
 # of a job whose process did not answer
@@ -46,6 +46,10 @@ class Limits:
     recover: float = 20.0
 
 
+# where kernels are interpreted: how long that takes depends on what else the machine does, and says nothing of a kernel
+INTERPRETED = Limits(start=3600.0, compile=3600.0, run=3600.0)
+
+
 class Pool:
     """Processes that do jobs, one job each at a time; a context manager.
 
@@ -53,6 +57,7 @@ class Pool:
         device: Where the jobs run, "cuda:0" or "cpu".
         operators: The module that has the operators by name; by default this package.
         size: Processes side by side.
+        limits: None for those of a GPU, or `INTERPRETED` on a CPU.
         until: When no further job starts, and when those that run are stopped, on `clock`; None for never.
 
     Raises:
@@ -65,12 +70,13 @@ class Pool:
         device: str,
         operators: str = PACKAGE,
         size: int = 1,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
         until: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._settings = {"device": device, "operators": operators, "path": [p for p in sys.path if p]}
-        self._size, self._limits, self._until, self._clock = size, limits, until, clock
+        self._limits = limits or (Limits() if torch.device(device).type == "cuda" else INTERPRETED)
+        self._size, self._until, self._clock = size, until, clock
         self._events: queue.Queue = queue.Queue()
         self._workers: list[_Worker] = []
         self._killed = False
@@ -168,11 +174,11 @@ class _Worker:
         self.status: int | None = None
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"{PACKAGE}.certify.worker"],
+            command("certify.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_environment(),
+            env=environment(),
             text=True,
         )
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
@@ -223,11 +229,3 @@ class _Worker:
 def processes(device: torch.device) -> int:
     """Return how many processes check side by side: compiling takes most of the time."""
     return 1 if device.type != "cuda" else max(1, min(4, (os.cpu_count() or 2) // 2))
-
-
-def _environment() -> dict[str, str]:
-    """Return an environment in which a process finds this package, and nothing in the current folder."""
-    root = str(ROOT.parents[PACKAGE.count(".")])
-    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    # in front: another copy of the same name is not what is to be certified
-    return os.environ | {"PYTHONPATH": os.pathsep.join([root, *paths]), "PYTHONSAFEPATH": "1"}

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
+from .._place import ROOT
+
 FORMAT = 1
 # bytes; a verdict of every layer of a large network has a tenth
 LARGEST_FILE = 4 * 2**20
 SHIPPED = Path(__file__).parent / "verdicts"
-PACKAGE = __package__.rpartition(".")[0]
-ROOT = Path(__file__).parents[1]
 
 RIGHT, WRONG, PENDING, SKIPPED = "right", "wrong", "pending", "skipped"
 KERNELS = ("triton", "cudnn")
