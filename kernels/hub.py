@@ -56,6 +56,7 @@ def _metadata(folder: Path, backend: str, general: dict) -> dict:
         "name": general["name"],
         "version": general["version"],
         "license": general["license"],
+        "python-depends": [],
         "backend": {"type": backend},
         "digest": {"algorithm": "sha256", "files": {name: base64.b64encode(digest).decode() for name, digest in digests.items()}},
     }
