@@ -7,8 +7,11 @@ from torch import Tensor, nn
 
 
 def at_precision(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in `dtype`; channels_last but for fp32 on a GPU, which is how the fast kernels, and a CPU, want it."""
-    memory_format = torch.preserve_format if dtype == torch.float32 and x.is_cuda else torch.channels_last
+    """`x` in `dtype`; channels_last but for fp32 on a GPU, which is how the fast kernels, and a CPU, want it.
+
+    The weights of fp32 layers are channels first, and a convolution of mixed layouts copies them in every direction.
+    """
+    memory_format = torch.contiguous_format if dtype == torch.float32 and x.is_cuda else torch.channels_last
     return x.to(dtype=dtype, memory_format=memory_format)
 
 

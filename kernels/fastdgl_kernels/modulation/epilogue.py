@@ -205,8 +205,8 @@ def backward(
         )  # fmt: skip
     return (
         du,
-        sum_gu.sum(1) if of_d else None,
-        dnoise.sum(1) if of_noise else None,
+        _total(sum_gu) if of_d else None,
+        _total(dnoise) if of_noise else None,
         sum_g.sum([0, 1]) if of_bias else None,
     )
 
@@ -225,7 +225,12 @@ def scale_backward(
     ds = x.new_empty([N, chunks, C], dtype=torch.promote_types(x.dtype, torch.float32)) if of_s else None
     if x.numel() > 0:
         launch(_scale_backward, (chunks, blocks, N), t, x, s, dx, xs, ds, C, P, *layout.values(), STEPS)
-    return dx, ds.sum(1) if of_s else None, xs
+    return dx, _total(ds) if of_s else None, xs
+
+
+def _total(partial: Tensor) -> Tensor:
+    """Return the sum along dimension 1, where a single one is the sum."""
+    return partial.squeeze(1) if partial.shape[1] == 1 else partial.sum(1)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

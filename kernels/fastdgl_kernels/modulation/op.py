@@ -137,7 +137,9 @@ def _modulated_conv2d(
         x, weight, plan = arranged(x, weight, spec, asked)
         if own:
             plan, weight = owned(plan, x, weight, f)
-        weight, styles = weight.to(x.dtype), styles.to(wide)
+        # in the layout that convolutions read in every direction: a cast and a copy in one
+        memory_format = torch.channels_last if x.element_size() == 2 else torch.preserve_format
+        weight, styles = weight.to(x.dtype, memory_format=memory_format), styles.to(wide)
         return layer(dense(x), weight, styles, d, noise, bias, f, plan, tail)
 
 

@@ -1,9 +1,10 @@
 """modulated_conv2d in plain PyTorch. Arguments are checked at the public door, not here."""
 
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 from torch import Tensor
+from torch.autograd import Function, forward_ad
 
 from ..activation.reference import bias_act
 from ..convolution.reference import conv2d_resample
@@ -61,8 +62,54 @@ def demodulated(weight: Tensor, styles: Tensor, dtype: torch.dtype) -> tuple[Ten
     weight, styles = weight.to(wide), styles.to(wide)
     if dtype != wide:
         weight, styles = _normalized(weight), _normalized(styles)
-    d = (styles.square() @ weight.square().sum([2, 3]).T + 1e-8).rsqrt()       # [N, O]
-    return weight, styles, d
+    return weight, styles, demodulation(weight, styles)
+
+
+def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+    """Return d `[N, O]` of weight `[O, I, h, w]` and styles `[N, I]`, see `demodulated`."""
+    squares = weight.square().sum([2, 3])
+    # PyTorch's own graph serves forward mode and torch.jit.trace, neither of which knows a Function
+    if not torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch.jit.is_tracing():
+        return Demodulation.forward(weight, styles, squares)
+    return Demodulation.apply(weight, styles, squares)
+
+
+class Demodulation(Function):
+    """d = rsqrt(s^2 Q^T + 1e-8), Q the sums of w^2 over the taps; its gradient takes half the launches of PyTorch's own.
+
+        g = dd d^3,   ds = -s (g Q),   dw = -w (g^T s^2)
+
+    The factors of 2 and 1/2 cancel, so the numbers are those of PyTorch's derivative, bit for bit. Q comes along to be
+    used again; the gradient that reaches w is the whole one, and none passes through Q.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, styles: Tensor, squares: Tensor) -> Tensor:
+        return (styles.square() @ squares.T + 1e-8).rsqrt()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, dd: Tensor):
+        weight, styles, squares, d = ctx.saved_tensors
+        g, dw, ds = dd * d.pow(3), None, None
+        if torch.is_grad_enabled():
+            # to be differentiated again: PyTorch records this, and knows what Q was made of
+            g = -g
+            if ctx.needs_input_grad[0]:
+                dw = weight * (g.T @ styles.square())[:, :, None, None]
+            if ctx.needs_input_grad[1]:
+                ds = styles * (g @ squares)
+            return dw, ds, None
+        if ctx.needs_input_grad[0]:
+            dw = weight * torch.addmm(squares, g.T, styles.square(), beta=0, alpha=-1)[:, :, None, None]
+        if ctx.needs_input_grad[1]:
+            ds = styles * torch.addmm(styles, g, squares, beta=0, alpha=-1)
+        return dw, ds, None
 
 
 def _normalized(t: Tensor) -> Tensor:
@@ -72,6 +119,7 @@ def _normalized(t: Tensor) -> Tensor:
     again, to all orders of derivative, so none has to be taken of it.
     """
     rows = list(range(1, t.ndim))
-    largest = t.detach().abs().amax(rows, keepdim=True)
-    largest = largest.masked_fill(largest == 0, 1)
+    largest = torch.linalg.vector_norm(t.detach(), inf, rows, keepdim=True)
+    # rows of zeros stay zeros
+    largest = largest.clamp(min=torch.finfo(t.dtype).smallest_normal)
     return t / largest if t.ndim == 2 else t / (largest * sqrt(t[0].numel()))

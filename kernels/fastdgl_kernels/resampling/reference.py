@@ -73,7 +73,7 @@ def _resample(x: Tensor, k: Tensor, resample: Resample, backwards: bool) -> Tens
     """
     with without_autocast(x.device):
         up, down, padding = resample.up, resample.down, resample.padding
-        if up == (1, 1) and not (backwards and down == (1, 1) and x.device.type == "cpu"):
+        if up == (1, 1) and not (backwards and down == (1, 1) and x.is_cpu):
             return _correlate(x, k, down, padding)
         y = _upsample(x, k, up, padding)
         return y if down == (1, 1) else y[:, :, :: down[1], :: down[0]]
