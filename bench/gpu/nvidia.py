@@ -41,12 +41,15 @@ def operators() -> SimpleNamespace:
         raise RuntimeError("NVIDIA's CUDA operators did not build: see what nvcc says when their bias_act is called")
     # as their training does
     gradfix.enabled = True
+    found = networks()
+    return SimpleNamespace(bias_act=bias_act.bias_act, upfirdn2d=upfirdn2d.upfirdn2d, fma=fma.fma, **vars(found))
+
+
+def networks() -> SimpleNamespace:
+    """Return their modulated_conv2d, Generator and Discriminator; nothing is built."""
     ada = importlib.util.find_spec("training.networks_stylegan2") is None
     networks = importlib.import_module("training.networks" if ada else "training.networks_stylegan2")
     return SimpleNamespace(
-        bias_act=bias_act.bias_act,
-        upfirdn2d=upfirdn2d.upfirdn2d,
-        fma=fma.fma,
         modulated_conv2d=networks.modulated_conv2d,
         Generator=partial(_ada_generator, networks.Generator) if ada else networks.Generator,
         Discriminator=networks.Discriminator,
