@@ -1,6 +1,8 @@
 """Run by test_compat.py in a process of its own: other people's modules are there first, then patched."""
 
+import argparse
 import importlib
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from numerics import assert_close, assert_same_derivatives
 from torch.torch_version import TorchVersion
 
 HOSTS = Path(__file__).parent
-sys.path[:0] = [str(HOSTS), *(str(HOSTS / name) for name in ("nvidia", "rosinality", "basicsr_tree"))]
+sys.path[:0] = [str(HOSTS), *(str(HOSTS / name) for name in ("nvidia", "rosinality", "basicsr_tree", "loops"))]
 
 
 def compiled(name, sources, **_):
@@ -28,6 +30,7 @@ torch.utils.cpp_extension.load = compiled
 
 import agreement as a
 import basicsr.archs.stylegan2_arch
+import loop
 import model
 import op
 from torch_utils.ops import bias_act, filtered_lrelu, upfirdn2d
@@ -44,9 +47,12 @@ def unpatched():
 
 def attributes():
     """All there is to replace, as it is."""
-    roots = {"torch_utils", "training", "op", "model", "basicsr", __name__}
+    roots = {"torch_utils", "training", "op", "model", "basicsr", "loop", "torchvision", __name__}
     modules = [m for name, m in sys.modules.items() if isinstance(m, ModuleType) and name.partition(".")[0] in roots]
-    owners = [*modules, torch.utils.cpp_extension, model.ModulatedConv2d, basicsr.archs.stylegan2_arch.ModulatedConv2d]
+    libraries = [torch, torch.serialization, torch.utils.cpp_extension]
+    libraries += [torch.utils.data.Sampler, torch.optim.Adam, argparse.ArgumentParser]
+    owners = [*modules, *libraries, model.ModulatedConv2d, basicsr.archs.stylegan2_arch.ModulatedConv2d]
+    owners += [loop.GridSampleBackward]
     found = {(str(owner), name): value for owner in owners for name, value in vars(owner).items()}
     return found | {("sys", "meta_path"): tuple(sys.meta_path)}
 
@@ -57,6 +63,30 @@ def test_before_the_patch_they_do_not_run():
     with pytest.raises(AttributeError, match="fused_bias_act"):
         op.fused_leaky_relu(a.X)
     bias_act._inited = False
+
+
+@pytest.mark.parametrize("level", ["plugin", "function", "layer"])
+def test_what_pytorch_and_torchvision_no_longer_take_is_taken_while_patched(level, tmp_path):
+    refusals = (TypeError, ValueError, pickle.UnpicklingError, SystemExit)
+
+    def says():
+        loop.save(tmp_path / "000001.pt")
+        x = torch.ones(1, 1, 3, 3, requires_grad=True)
+        yield lambda: loop.Infinite([1])
+        yield lambda: loop.adam([0, 0.99])
+        yield lambda: list(loop.grids(a.X, tmp_path / "grid.pt"))
+        yield lambda: torch.load(tmp_path / "000001.pt")
+        yield lambda: torch.autograd.grad(loop.grid_sample(x, torch.zeros(1, 2, 2, 2)).sum(), x)
+        yield lambda: loop.options("--local_rank").parse_args(["--local-rank=0"])
+
+    for say in says():
+        with pytest.raises(refusals):
+            say()
+        with fastdgl_kernels.patch(level) as report:
+            say()
+            assert "nothing yet" not in str(report)
+        with pytest.raises(refusals):
+            say()
 
 
 @pytest.mark.parametrize("level", ["plugin", "function", "layer"])

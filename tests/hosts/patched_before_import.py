@@ -1,17 +1,21 @@
 """Run by test_compat.py in a process of its own: patch first, import other people's modules afterwards."""
 
 import pickle
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import fastdgl_kernels
+import numpy as np
 import pytest
 import torch
 from numerics import assert_close, assert_same_derivatives, normal
+from torch.serialization import get_safe_globals, safe_globals
+from torch.utils.data import DataLoader
 
 HOSTS = Path(__file__).parent
-sys.path[:0] = [str(HOSTS), *(str(HOSTS / name) for name in ("nvidia", "rosinality", "basicsr_tree", "unknown"))]
+sys.path[:0] = [str(HOSTS), *(str(HOSTS / name) for name in ("nvidia", "rosinality", "basicsr_tree", "unknown", "loops"))]
 
 # as in an environment of today
 sys.modules["pkg_resources"] = None
@@ -24,6 +28,7 @@ import agreement as a
 import basicsr.archs.stylegan2_arch
 import basicsr.archs.stylegan2_clean_arch
 import bias_act as unknown
+import loop
 import model
 from basicsr.ops.fused_act import FusedLeakyReLU, fused_leaky_relu
 from torch_utils import custom_ops, persistence
@@ -105,6 +110,15 @@ def test_gradfix_modules_run_though_enabled():
     assert_same_derivatives(grid_sample_gradfix.grid_sample, expected, [a.X, grid])
 
 
+def test_an_autograd_function_around_grid_sample_runs():
+    expected = partial(torch.nn.functional.grid_sample, align_corners=False)
+    for seed, shape in enumerate([(2, 4, 4, 2), (2, 7, 3, 2), (2, 1, 1, 2)]):
+        grid = normal(*shape, seed=seed).tanh()
+        assert_same_derivatives(lambda x: loop.grid_sample(x, grid), lambda x: expected(x, grid), [a.X])
+        grid.requires_grad_()
+        assert_close(*(torch.autograd.grad(f(a.X, grid).sum(), grid)[0] for f in (loop.grid_sample, expected)))
+
+
 def test_what_pickles_bring_along_is_replaced_too():
     G = networks_stylegan2.Generator().double()
     stored = pickle.dumps(G)
@@ -170,6 +184,69 @@ def test_extensions_are_answered_for():
 
     y = op.fused_act.FusedLeakyReLUFunction.apply(a.X, a.B, 0.2, 1.5)
     assert_close(y, torch.nn.functional.leaky_relu(a.X + a.B[:, None, None], 0.2) * 1.5)
+
+
+@pytest.mark.parametrize("sampler", [loop.Infinite, loop.Shuffled, loop.Nameless, loop.Current])
+def test_samplers_that_pass_their_data_on(sampler):
+    assert [batch.tolist() for batch in DataLoader(range(3), 2, sampler=sampler(range(3)))] == [[0, 1], [2]]
+
+
+def test_a_sampler_passes_arguments_on_to_the_class_after_it():
+    sampler = loop.Inherits(range(3), power=2)
+    assert (sampler.weights, sampler.power, list(sampler)) == ([1, 1, 1], 2, [0, 1, 2])
+    with pytest.raises(TypeError, match="object.__init__"):
+        loop.Mistaken(range(3))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"foreach": True}, {"fused": True}, {"kind": "AdamW"}], ids=str)
+@pytest.mark.parametrize("betas", [[0, 0.99], (0, 0), [False, np.float32(0.5)]], ids=str)
+def test_betas_of_any_real_numbers(betas, keywords):
+    optimizer, p = loop.adam(betas, **keywords)
+    _, expected = loop.adam([float(beta) for beta in betas], **keywords)
+    assert torch.equal(p, expected) and optimizer.defaults["betas"] == tuple(map(float, betas))
+
+
+def test_betas_that_are_wrong_stay_wrong():
+    for betas in [(0, 1), ("0", 0.9), (0, torch.tensor(0.9))]:
+        with pytest.raises((TypeError, ValueError)):
+            loop.adam(betas)
+
+
+def test_grids_by_the_old_name_of_their_range(tmp_path):
+    x = normal(3, 1, 2, 2) * 2
+    expected, *others = loop.grids(x, tmp_path / "grid.pt")
+    assert expected.shape == (1, 2, 6) and all(torch.equal(expected, grid) for grid in others)
+
+
+def test_checkpoints_with_the_options_of_their_run(tmp_path):
+    options, allowed = loop.save(tmp_path / "000001.pt"), set(get_safe_globals())
+    for keywords in [{}, {"map_location": lambda storage, _: storage}, {"weights_only": True}, {"mmap": True}]:
+        assert torch.load(tmp_path / "000001.pt", **keywords)["args"] == options
+    assert set(get_safe_globals()) == allowed
+    with safe_globals([type(options)]):
+        assert torch.load(str(tmp_path / "000001.pt"))["args"] == options
+        assert set(get_safe_globals()) == allowed | {type(options)}, "the user's own stays"
+    torch.save(subprocess.Popen, tmp_path / "harmful.pt")
+    with pytest.raises(pickle.UnpicklingError, match="Popen"):
+        torch.load(tmp_path / "harmful.pt")
+
+
+@pytest.mark.parametrize("spelled", [["--local-rank=2"], ["--local-rank", "2"], ["--local_rank=2"]], ids=str)
+def test_the_rank_that_the_launcher_passes(spelled, monkeypatch):
+    parser = loop.options("--local_rank")
+    assert vars(parser.parse_args([*spelled, "--batch", "4"])) == {"local_rank": 2, "batch": 4}
+    assert parser.parse_known_args(["--other", *spelled])[1] == ["--other"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *spelled])
+    assert parser.parse_args().local_rank == 2
+    # who knows today's name, or no rank, gets what was passed
+    assert loop.options("--local-rank", "--local_rank").parse_args(spelled).local_rank == 2
+    assert loop.options("--rank").parse_known_args(spelled)[1] == spelled
+
+
+def test_objects_that_must_not_be_looked_at_are_not():
+    assert type(loop.flags) is loop.Lazy
+    with pytest.raises(ValueError, match="not yet"):
+        isinstance(loop.flags, type)
 
 
 def test_patch_alone_imports_nothing_others_could_take_for_theirs():

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
 
-from . import basicsr, nvlabs, rosinality
+from torch import autograd
+
+from . import basicsr, libraries, nvlabs, rosinality
 from .interfaces import described, inner, matching, names
 
 _PACKAGE = __name__.removesuffix(".compat.hosts")
@@ -21,7 +23,8 @@ class Change:
         name: Of the attribute.
         make: What shall stand there, from what does.
         by: That in words.
-        level: "plugin", "function" or "layer"; "mend" for what does not run on a current PyTorch.
+        level: "plugin", "function" or "layer"; "mend" for what does not run on a current PyTorch; "library" for what
+            PyTorch or torchvision does not take from hosts.
     """
 
     owner: ModuleType | type
@@ -63,9 +66,19 @@ def changes(module: ModuleType, has: dict, attend: Callable[[ModuleType], None])
         if where == last and isinstance(has.get(name), FunctionType):
             level = "mend" if (where, name) in nvlabs.MENDED else "function"
             yield _function(module, name, has[name], candidates, level)
+    yield from _libraries(module, has)
+    yield from _grid_samples(module, has)
     yield from _plugins(module, has, last)
     yield from _loaders(module, has, last, attend)
     yield from _layers(module, has)
+
+
+def _libraries(module: ModuleType, has: dict) -> Iterator[Change]:
+    """What PyTorch and torchvision reject today of what hosts pass them."""
+    for kind, name, make, by in libraries.CHANGES.get(module.__name__, ()):
+        owner = module if kind is None else has.get(kind)
+        if kind is None and isinstance(has.get(name), FunctionType) or isinstance(owner, type):
+            yield Change(owner, name, make, by, "library")
 
 
 def _function(
@@ -94,6 +107,17 @@ def _layers(module: ModuleType, has: dict) -> Iterator[Change | Left]:
     layer = has.get("ModulatedConv2d")
     if isinstance(layer, type) and layer.__module__ == module.__name__ and isinstance(layer.__init__, FunctionType):
         yield _modulated_conv2d(layer)
+
+
+def _grid_samples(module: ModuleType, has: dict) -> Iterator[Change]:
+    """Autograd functions, whatever their names, that call the gradient of `grid_sample` as PyTorch no longer lets them."""
+    for kind in list(has.values()):
+        if type(kind) is type(autograd.Function) and kind.__module__ == module.__name__:
+            theirs = vars(kind).get("forward")
+            code = getattr(getattr(theirs, "__func__", None), "__code__", None)
+            if code and nvlabs.GRID_SAMPLE_BACKWARD in code.co_consts and names(theirs.__func__) == _GRID_SAMPLE_BACKWARD:
+                by = "PyTorch's gradient of grid_sample"
+                yield Change(kind, "forward", lambda theirs: staticmethod(nvlabs.grid_sample_backward), by, "mend")
 
 
 def _modulated_conv2d(layer: type) -> Change | Left:
@@ -162,6 +186,7 @@ def _attended(attend: Callable[[ModuleType], None], theirs: FunctionType) -> Fun
     return source_to_module
 
 
+_GRID_SAMPLE_BACKWARD = names(nvlabs.grid_sample_backward)
 _MODULATED_CONV2D = rosinality.MODULATED_CONV2D | basicsr.MODULATED_CONV2D
 _FUNCTIONS = {
     key: [ours for host in (nvlabs.FUNCTIONS, nvlabs.MENDED, rosinality.FUNCTIONS) for ours in host.get(key, [])]

@@ -41,6 +41,20 @@ def grid_sample(input, grid) -> Tensor:
     return F.grid_sample(input, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+def grid_sample_backward(ctx, grad_output, input, grid) -> tuple[Tensor, Tensor]:
+    """`forward` of the autograd function that hosts put in place of the gradient of `grid_sample`.
+
+    Theirs calls PyTorch's operator by a way that PyTorch no longer has. Their `backward` stays, and needs `grid` only.
+
+    Args:
+        grad_output: `[N, C, H', W']`.
+        input, grid: As in `grid_sample`.
+    """
+    ctx.save_for_backward(grid)
+    # bilinear, zeros outside, align_corners=False, and both gradients
+    return torch.ops.aten.grid_sampler_2d_backward(grad_output, input, grid, 0, 0, False, [True, True])
+
+
 def multiply_add(a, b, c) -> Tensor:
     """a * b + c, broadcast against one another."""
     return torch.addcmul(c, a, b)
@@ -203,5 +217,8 @@ MENDED = {
     ("conv2d_gradfix", "conv_transpose2d"): [conv_transpose2d],
     ("grid_sample_gradfix", "grid_sample"): [grid_sample],
 }
+
+# what a function of theirs names that `grid_sample_backward` can stand in for
+GRID_SAMPLE_BACKWARD = "aten::grid_sampler_2d_backward"
 
 MODULATED_CONV2D = [modulation.modulated_conv2d, modulated_conv2d_stylegan3]

@@ -70,8 +70,8 @@ class Replaced:
         owner: Name of the module or class.
         name: Of the attribute.
         by: What stands there now, in words.
-        level: One of `LEVELS`; "mend" for what does not run on a current PyTorch, "import" for a name that
-            another module had taken from where it is defined.
+        level: One of `LEVELS`; "mend" for what does not run on a current PyTorch, "library" for an attribute of PyTorch
+            or torchvision, "import" for a name that another module had taken from where it is defined.
     """
 
     owner: str
@@ -110,7 +110,8 @@ class Patch:
         lines = [f"patch(level={self.level!r})"]
         lines += [f"  {r.owner}.{r.name}: {r.by} ({r.level})" for r in self.replaced]
         lines += [f"  {borrower}: lent {name} for its import, which is not installed" for borrower, name in self.lent]
-        lines += [] if self.replaced else ["  nothing yet: no module that is known has been imported"]
+        hosts = [r for r in self.replaced if r.level not in ("library", "import")]
+        lines += [] if hosts else ["  nothing yet of a host: no module that is known has been imported"]
         lines += ["left alone"] if self.left else []
         lines += [f"  {left.owner}.{left.name}: {left.why}" for left in self.left]
         return "\n".join(lines)
