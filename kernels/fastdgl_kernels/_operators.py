@@ -52,7 +52,8 @@ def recorded(note: Callable) -> Iterator[None]:
 def door(function: Callable) -> Callable:
     """A public operator that Dynamo does not look into, and all that comes after it does.
 
-    What is chosen inside, such as the implementation in force, is chosen when the call is compiled.
+    What is chosen inside, such as the implementation in force, is chosen when the call is compiled. Autocast changes no
+    dtype inside.
 
     Args:
         function: Its annotations are in `TYPES`; it returns one tensor.
@@ -60,7 +61,7 @@ def door(function: Callable) -> Callable:
     signature = inspect.signature(function)
     parameters, name = signature.parameters.values(), function.__name__
     _library.define(f"{name}({', '.join(map(_declared, parameters))}) -> Tensor")
-    _library.impl(name, function, "CompositeImplicitAutograd")
+    _library.impl(name, _without_autocast(function), "CompositeImplicitAutograd")
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     @wraps(function)
@@ -70,9 +71,25 @@ def door(function: Callable) -> Callable:
         note = _recorder.get()
         if note is not None:
             note(name, signature.bind(*arguments, **keywords).arguments)
-        return function(*arguments, **keywords)
+        return function(*arguments, **keywords) if not _is_autocast_on() else aside(*arguments, **keywords)
 
+    aside = _without_autocast(function)
     return enter
+
+
+def _is_autocast_on() -> bool:
+    return torch._C._is_any_autocast_enabled()
+
+
+def _without_autocast(function: Callable) -> Callable:
+    """The function where autocast leaves the dtypes of its first tensor's device alone."""
+
+    def aside(*arguments, **keywords):
+        x = next((t for t in (*arguments, *keywords.values()) if isinstance(t, Tensor)), None)
+        with nullcontext() if x is None else without_autocast(x.device):
+            return function(*arguments, **keywords)
+
+    return aside
 
 
 def check_tensor(t, name: str) -> None:
