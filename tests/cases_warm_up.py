@@ -89,7 +89,8 @@ def test_a_kernel_that_does_not_fit_is_reported_and_left_to_pytorch(cache, monke
     with pytest.warns(RuntimeWarning, match="bias_act: a kernel does not run on cpu: OutOfResources") as caught:
         with warm_up():
             step()
-    assert len(caught) == 1
+    # Triton's own warnings of Python's version are none of ours
+    assert len([one for one in caught if issubclass(one.category, RuntimeWarning)]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dx, db = step()
