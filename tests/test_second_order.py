@@ -13,6 +13,8 @@ from fastdgl_kernels import (
     setup_filter,
     upfirdn2d,
 )
+from fastdgl_kernels.modulation.reference import demodulation
+from launches import Launches
 from numerics import assert_close, normal
 from torch import func
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -246,3 +248,25 @@ def test_padding_on_one_side_makes_up_for_cropping_on_the_other():
     x = normal(1, 1, 1, 4).requires_grad_()
     assert upfirdn2d(x, F, padding=[1, 1, 5, -2]).shape == (1, 1, 1, 3)
     assert gradcheck(lambda x: upfirdn2d(x, F, up=[1, 3], padding=[1, 1, 6, -3]), [x])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+def test_demodulation_is_differentiated_as_by_pytorch_in_fewer_launches(dtype):
+    def of_pytorch(w, s):
+        return (s.square() @ w.square().sum([2, 3]).T + 1e-8).rsqrt()
+
+    w, s = normal(6, 5, 3, 3, dtype=dtype).requires_grad_(), normal(4, 5, seed=1, dtype=dtype).requires_grad_()
+    dd = normal(4, 6, seed=2, dtype=dtype).requires_grad_()
+    counts, first, second = [], [], []
+    for function in (of_pytorch, demodulation):
+        d = function(w, s)
+        with Launches() as launches:
+            first.append(torch.autograd.grad(d, (w, s), dd, retain_graph=True))
+        counts.append(sum(launches.counts.values()))
+        gradients = torch.autograd.grad(d, (w, s), dd, create_graph=True)
+        second.append(torch.autograd.grad([g.square().sum() for g in gradients], (w, s, dd)))
+    assert all(map(torch.equal, *first)) and counts[1] <= counts[0] - 4
+    for expected, got in zip(*second):
+        assert_close(got, expected, tolerance=16 * torch.finfo(dtype).eps)
+    assert gradcheck(demodulation, [w.detach().double().requires_grad_(), s.detach().double().requires_grad_()], check_forward_ad=True)
+    assert gradgradcheck(demodulation, [w.detach().double().requires_grad_(), s.detach().double().requires_grad_()])
