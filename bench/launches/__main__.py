@@ -35,7 +35,10 @@ def main() -> int:
     for resolution in arguments.resolution:
         found = {"kernels": steps.count_steps(resolution, "kernels"), "reference": steps.count_steps(resolution, "reference")}
         if arguments.nvidia is not None:
-            found["NVIDIA"] = nvidia.count_steps(resolution)
+            try:
+                found["NVIDIA"] = nvidia.count_steps(resolution)
+            except ValueError as error:
+                parser.error(str(error))
         print(table.text(resolution, found, GPUS[arguments.gpu], arguments.tf32))
         if arguments.names:
             print(table.names(found))

@@ -18,10 +18,18 @@ from .steps import META, _after_a_first, _fake_parameters, count_passes, pretend
 
 
 def count_steps(resolution: int) -> dict[str, Count]:
-    """Count each step of their networks; optimizer and average as their training loop has them."""
-    with pretended_gpu(), _plugins():
+    """Count each step of their networks; optimizer and average as their training loop has them.
+
+    Raises:
+        ValueError: Their code needs a package that is not installed.
+    """
+    try:
         found = nvidia.networks()
-        G, D = networks(found.Generator, found.Discriminator, resolution, META)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--nvidia: their code imports {error.name}, which is not installed: install it, or leave --nvidia out") from None
+    with pretended_gpu(), _plugins():
+        # their filters are made on the CPU, whatever the device
+        G, D = (network.to(META) for network in networks(found.Generator, found.Discriminator, resolution, torch.device("cpu")))
         counts = count_passes(G, D, NETWORKS[resolution], resolution)
         counts |= {f"optimizer of {name}": _count_optimizer(network) for name, network in (("G", G), ("D", D))}
         counts["EMA"] = _count_ema(G)
