@@ -120,6 +120,6 @@ def _normalized(t: Tensor) -> Tensor:
     """
     rows = list(range(1, t.ndim))
     largest = torch.linalg.vector_norm(t.detach(), inf, rows, keepdim=True)
-    # rows of zeros stay zeros
-    largest = largest.clamp(min=torch.finfo(t.dtype).smallest_normal)
+    # rows of zeros stay zeros, and their gradient finite
+    largest = largest.masked_fill(largest == 0, 1)
     return t / largest if t.ndim == 2 else t / (largest * sqrt(t[0].numel()))
