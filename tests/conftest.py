@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 
 import interpreter
 import pytest
@@ -39,3 +40,11 @@ def triton(monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setenv("TRITON_INTERPRET", "1")
         interpreter.hasten()
+
+
+@pytest.fixture(autouse=True)
+def no_plans():
+    """Operators choose again in each test, which may have changed what they go by."""
+    plans = sys.modules.get("fastdgl_kernels._plans")
+    if plans is not None:
+        plans.forget_plans()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ._fallback import failure
+from ._fallback import failed_operators, failure
 from ._layout import layer, layout
 from ._operators import is_transformed
 from ._place import COMMAND
@@ -35,6 +35,9 @@ OLDEST_TRITON = (3, 6)
 
 # what NVIDIA's operators call them
 SPELLINGS = {"cuda": "auto", "ref": "reference"}
+
+# as `os.environ` keeps it
+_ENCODED = os.environ.encodekey("FASTDGL_IMPL") if hasattr(os.environ, "encodekey") else b"FASTDGL_IMPL"
 
 # of the tensors each takes, fp64 being for proofs; the reference takes all
 _SINGLE = (torch.float16, torch.bfloat16, torch.float32)
@@ -128,6 +131,31 @@ def dispatch(
     if reason := why_not(taken, x):
         raise RuntimeError(f"{source}={name!r} cannot run {operator} on x of shape {tuple(x.shape)}: {reason}")
     return implementations[taken]
+
+
+def circumstances(device: torch.device, impl: str | None) -> tuple | None:
+    """Return all that decides what an operator runs as, besides its tensors and arguments.
+
+    None where the choice itself is asked for, see `explain`.
+
+    Args:
+        device: Of the operator's main input.
+        impl: The caller's wish, or None.
+    """
+    if _explaining.get() or _asking.get():
+        return None
+    if impl is None:
+        impl = _chosen.get()
+        if impl is None:
+            impl = _environment()
+    return (
+        impl,
+        is_gpu(device),
+        why_not_triton(device),
+        _verdicts.get(device),
+        failed_operators(),
+        is_transformed(),
+    )
 
 
 def explain(operator: Callable, *arguments, **keywords) -> str:
@@ -382,6 +410,14 @@ def _wanted(impl: str | None) -> tuple[str, str]:
     if (name := _chosen.get()) is not None:
         return name, "implementation"
     return _canonical(os.environ.get("FASTDGL_IMPL") or "auto", "FASTDGL_IMPL"), "FASTDGL_IMPL"
+
+
+def _environment() -> str | bytes | None:
+    """Return what FASTDGL_IMPL is now. `os.environ.get` takes six times as long, which counts once a call."""
+    try:
+        return os.environ._data.get(_ENCODED)
+    except AttributeError:
+        return os.environ.get("FASTDGL_IMPL")
 
 
 def _canonical(name: str, source: str) -> str:

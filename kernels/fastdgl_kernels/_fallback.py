@@ -65,6 +65,11 @@ def failure(operator: str, device: torch.device) -> str | None:
     return None if reason is None else f"a kernel of it failed in this process: {reason}"
 
 
+def failed_operators() -> tuple | None:
+    """Return the operators and devices that have a failure; None if there is none."""
+    return tuple(_failures) if _failures else None
+
+
 def report(module: str, device: torch.device, error: BaseException) -> None:
     """Remember that a kernel failed on a device, and say so the first time for its operator.
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
+from functools import lru_cache
+from operator import itemgetter
 from threading import Lock
 
 import torch
@@ -19,6 +21,9 @@ _held: dict[tuple, object] = {}
 # the most kernels in `_held`: keys hold sizes, so images of ever new sizes would fill it without end. Triton keeps its
 # own, and finds a dropped one there without compiling it
 MOST_HELD = 4096
+
+# by function, how many parameters of a kernel are known at run time only: as many entries as there are kernels
+_run_time: dict[Callable, int] = {}
 
 # threads of backwards add to `_held`, too
 _adding = Lock()
@@ -103,15 +108,36 @@ def specialisation(kernel: triton.JITFunction, arguments: tuple) -> tuple:
     Of a tensor, its dtype and whether it begins at a multiple of 16 bytes; of a float at run time, nothing; of what is
     known at compile time, the value. The types count for themselves, as 1, 1.0 and True are equal.
     """
-    n = len(kernel.params) - len(kernel.constexprs)
+    n = _run_time.get(kernel.fn)
+    if n is None:
+        n = _run_time[kernel.fn] = len(kernel.params) - len(kernel.constexprs)
+    types = tuple(map(type, arguments))
+    tensors, others = _places(n, types)
     return (
         arguments[n:],
-        tuple(map(type, arguments)),
-        *[
-            (a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else None if type(a) is float else a
-            for a in arguments[:n]
-        ],
+        types,
+        others(arguments),
+        *[(a.dtype, a.data_ptr() & 15 == 0) for a in tensors(arguments)],
     )
+
+
+@lru_cache(maxsize=1024)
+def _places(n: int, types: tuple[type, ...]) -> tuple[Callable, Callable]:
+    """Return what picks the tensors out of arguments of these types, and what picks out the other values that count.
+
+    Args:
+        n: How many are known at run time only.
+    """
+    tensors = [i for i, kind in enumerate(types[:n]) if issubclass(kind, Tensor)]
+    others = [i for i, kind in enumerate(types[:n]) if i not in tensors and kind not in (float, type(None))]
+    return _picker(tensors), _picker(others)
+
+
+def _picker(places: list[int]) -> Callable[[tuple], tuple]:
+    """Return a function of a tuple that gives its items at these places."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda items: tuple(items[i] for i in places)
 
 
 def _hold(key: tuple, compiled: object) -> None:

@@ -9,10 +9,14 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ._tuning import kept
+
 
 def without_gaps(x: Tensor) -> Tensor:
     """`x` with its elements next to one another in memory, in the order they have."""
     x = x.resolve_neg()
+    if x.is_contiguous() or x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x
     step = 1
     for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape) if size > 1):
         if stride != step:
@@ -25,7 +29,7 @@ def without_gaps(x: Tensor) -> Tensor:
 def in_order_of(x: Tensor, like: Tensor) -> Tensor:
     """`x` with its elements in memory in the order of those of `like`, which has the same shape and no gaps."""
     x = x.resolve_neg()
-    if all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape)):
+    if x.stride() == like.stride() or all(a == b or size == 1 for a, b, size in zip(x.stride(), like.stride(), x.shape)):
         return x
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
@@ -40,23 +44,44 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
+@kept
+def format_of(shape: torch.Size, stride: tuple[int, ...]) -> torch.memory_format | None:
+    """Return the memory format of images without gaps, as `memory_format` does; None where there are gaps."""
+    if _follows(shape, stride, (3, 2, 1, 0)):
+        return torch.contiguous_format
+    return torch.channels_last if stride[1] == 1 and _follows(shape, stride, (1, 3, 2, 0)) else None
+
+
+def _follows(shape: torch.Size, stride: tuple[int, ...], order: tuple[int, ...]) -> bool:
+    """Whether elements are next to one another, the dimensions from the innermost on being in this order."""
+    step = 1
+    for i in order:
+        if shape[i] != 1 and stride[i] != step:
+            return 0 in shape
+        step *= shape[i]
+    return True
+
+
 def dense(x: Tensor) -> Tensor:
     """`x` without gaps: channels last in 16 bits, which is what tensor cores take, else in the layout it has.
 
     Autograd hands over gradients in any layout, expanded ones among them.
     """
-    x = x.resolve_neg()
+    if x.is_neg():
+        x = x.resolve_neg()
     return x.contiguous(memory_format=torch.channels_last if x.element_size() == 2 else memory_format(x))
 
 
 def dense_like(x: Tensor, like: Tensor) -> Tensor:
     """`x` without gaps, in the layout of `like`, which has none."""
-    return x.resolve_neg().contiguous(memory_format=memory_format(like))
+    if x.is_neg():
+        x = x.resolve_neg()
+    return x.contiguous(memory_format=memory_format(like))
 
 
 def small(*tensors: Tensor | None) -> list[Tensor | None]:
     """Tensors of less than an image, contiguous: they may come expanded or as slices."""
-    return [None if t is None else t.resolve_neg().contiguous() for t in tensors]
+    return [t if t is None or t.is_contiguous() and not t.is_neg() else t.resolve_neg().contiguous() for t in tensors]
 
 
 def sample_stride(t: Tensor | None) -> int:

@@ -48,6 +48,21 @@ def tuned(name: str, arch: str):
     return TABLE.get(arch, {}).get(name, TABLE["default"][name])
 
 
+def cdiv(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return (a + b - 1) // b
+
+
+def next_power_of_2(n: int) -> int:
+    """Return the smallest power of two that is at least n; 0 for 0."""
+    if type(n) is int:
+        return 1 << (n - 1).bit_length() if n > 0 else 0
+    # a size that whoever traces takes for unknown
+    import triton
+
+    return triton.next_power_of_2(n)
+
+
 def kept(function: Callable) -> Callable:
     """Remember what a function of sizes returned last for each; sizes that whoever traces takes for unknown are not kept."""
     lookup = lru_cache(maxsize=1024)(function)

@@ -15,7 +15,7 @@ from .._fallback import or_else
 from .._launch import launch
 from .._layout import small
 from .._operators import opaque
-from .._tuning import architecture, tuned
+from .._tuning import architecture, cdiv, kept, next_power_of_2, tuned
 from . import formulas
 from .spec import Spec
 
@@ -271,15 +271,32 @@ def sum_kernel(parts, total, K, C, STEPS: tl.constexpr, ROWS: tl.constexpr, COLS
 def forward(x: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
     """y = clamp(gain * act(x + b)), in the memory order of x, which has no gaps."""
     y, (b,) = torch.empty_like(x), small(b)
-    m = _matrix(x, None if b is None else spec.dim)
     elements, warps = tuned("bias_act", architecture(x.device))
-    rows, cols = m.tile(elements)
+    m, rows, cols, programs = _tiled(x.shape, x.stride(), None if b is None else spec.dim, elements)
     launch(
-        bias_act_kernel, triton.cdiv(m.rows, rows) * triton.cdiv(m.cols, cols),
+        bias_act_kernel, programs,
         x, b, y, m.rows, m.cols, m.C, spec.alpha, spec.gain, spec.clamp or 0.0,
         spec.act, spec.clamp is not None, m.bias, rows, cols, num_warps=warps,
     )  # fmt: skip
     return y
+
+
+@kept
+def _tiled(shape: torch.Size, stride: tuple[int, ...], dim: int | None, elements: int) -> "tuple[Matrix, int, int, int]":
+    """Return a tensor without gaps as a matrix, rows and columns of a tile of so many elements, and the number of tiles."""
+    m = _matrix(shape, stride, dim)
+    rows, cols = m.tile(elements)
+    return m, rows, cols, cdiv(m.rows, rows) * cdiv(m.cols, cols)
+
+
+@kept
+def _walked(
+    shape: torch.Size, stride: tuple[int, ...], dim: int | None, elements: int, programs: int | None
+) -> "tuple[Matrix, int, int, int, int, int]":
+    """Return the same with steps, lanes and blocks of `Matrix.walk` in place of the number of tiles."""
+    m = _matrix(shape, stride, dim)
+    rows, cols = m.tile(elements)
+    return m, rows, cols, *m.walk(rows, cols, programs)
 
 
 @opaque()
@@ -297,12 +314,11 @@ def gradient(
         ddx: None for dx; else the derivative by r of the sum of ddx * dx takes its place.
     """
     dx, (b,) = torch.empty_like(dy), small(b)
-    m = _matrix(dy, spec.dim if total or b is not None else None)
     arch = architecture(dy.device)
     elements, warps = tuned("bias_act_grad", arch)
-    rows, cols = m.tile(elements)
     programs = tuned("bias_act_grad_programs", arch) if total else None
-    steps, lanes, blocks = m.walk(rows, cols, programs)
+    dim = spec.dim if total or b is not None else None
+    m, rows, cols, steps, lanes, blocks = _walked(dy.shape, dy.stride(), dim, elements, programs)
     parts = None
     if total:
         width = m.rows if m.bias == "rows" else m.cols
@@ -322,8 +338,8 @@ def _sum(parts: Tensor, dtype: torch.dtype) -> Tensor:
     K, C = parts.shape
     total = torch.empty([C], dtype=dtype, device=parts.device)
     rows, cols = 128, 32
-    steps = triton.next_power_of_2(triton.cdiv(K, rows))
-    launch(sum_kernel, triton.cdiv(C, cols), parts, total, K, C, steps, rows, cols)
+    steps = next_power_of_2(cdiv(K, rows))
+    launch(sum_kernel, cdiv(C, cols), parts, total, K, C, steps, rows, cols)
     return total
 
 
@@ -343,27 +359,28 @@ class Matrix:
     def tile(self, elements: int) -> tuple[int, int]:
         """Rows and columns of a tile: wide enough for whole lines of memory."""
         widest = 64 if self.bias == "cols" else elements
-        cols = min(triton.next_power_of_2(self.cols), widest)
+        cols = min(next_power_of_2(self.cols), widest)
         return elements // cols, cols
 
     def walk(self, rows: int, cols: int, programs: int | None) -> tuple[int, int, int]:
         """Tiles that one program takes one after another, programs side by side, blocks of them."""
-        along, across = triton.cdiv(self.rows, rows), triton.cdiv(self.cols, cols)
+        along, across = cdiv(self.rows, rows), cdiv(self.cols, cols)
         if self.bias != "cols":
             along, across = across, along
         # a power of two: each is a kernel of its own
-        steps = 1 if programs is None else triton.next_power_of_2(triton.cdiv(along, max(programs // across, 1)))
-        return steps, triton.cdiv(along, steps), across
+        steps = 1 if programs is None else next_power_of_2(cdiv(along, max(programs // across, 1)))
+        return steps, cdiv(along, steps), across
 
 
-def _matrix(x: Tensor, dim: int | None) -> Matrix:
-    """How x lies in memory, as seen from the dimension of the bias."""
+def _matrix(shape: torch.Size, stride: tuple[int, ...], dim: int | None) -> Matrix:
+    """How a tensor lies in memory, as seen from the dimension of the bias."""
+    elements = shape.numel()
     if dim is None:
-        return Matrix(1, x.numel(), 1, "none")
-    C, inner = x.shape[dim], x.stride(dim)
+        return Matrix(1, elements, 1, "none")
+    C, inner = shape[dim], stride[dim]
     if C == 1:
         # its stride says nothing
-        return Matrix(1, x.numel(), 1, "rows")
+        return Matrix(1, elements, 1, "rows")
     if inner == 1:
-        return Matrix(x.numel() // C, C, C, "cols")
-    return Matrix(x.numel() // inner, inner, C, "rows")
+        return Matrix(elements // C, C, C, "cols")
+    return Matrix(elements // inner, inner, C, "rows")

@@ -1,12 +1,14 @@
 """The public door of bias_act: arguments are checked and completed here. And its derivatives over the kernels."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from .._dispatch import dispatch
 from .._layout import in_order_of, without_gaps
-from .._operators import check_tensor, door
+from .._operators import Function, check_tensor, door
+from .._plans import Plans
 from . import reference
 from .reference import activation_funcs
 from .spec import Spec
@@ -47,10 +49,31 @@ def bias_act(
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020;
     clamping from "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020.
     """
-    numbers = completed(act, alpha, gain, clamp)
+    tensors, numbers = (x, b), (dim, act, alpha, gain, clamp)
+    key, plan = _plans.find(impl, tensors, numbers)
+    if plan is None:
+        plan = _plans.keep(key, _plan(x, b, dim, act, alpha, gain, clamp, impl), impl, x.device, numbers)
+    run, arguments = plan
+    return run(x, b, *arguments)
+
+
+_plans = Plans()
+
+
+def _plan(
+    x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float | None, gain: float | None, clamp: float | None,
+    impl: str | None,
+) -> tuple[Callable[..., Tensor], tuple]:  # fmt: skip
+    """Return what computes `bias_act` and its arguments after x and b, which are checked here."""
+    alpha, gain, clamp = completed(act, alpha, gain, clamp)
     check_arguments(x, b, dim)
     run = dispatch(x, impl, kind=act, triton=_triton, reference=reference.bias_act)
-    return run(x, b, dim % x.ndim, act, *numbers)
+    dim %= x.ndim
+    if run is not _triton:
+        return run, (dim, act, alpha, gain, clamp)
+    if x.numel() == 0:
+        return reference.bias_act, (dim, act, alpha, gain, clamp)
+    return run, (Spec(act, alpha, gain, clamp, dim),)
 
 
 def fused_leaky_relu(
@@ -91,14 +114,14 @@ class FusedLeakyReLU(nn.Module):
         return fused_leaky_relu(input, self.bias, self.negative_slope, self.scale)
 
 
-def _triton(
-    x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
-) -> Tensor:
-    if x.numel() == 0:
-        return reference.bias_act(x, b, dim, act, alpha, gain, clamp)
-    if act == "linear" and b is None and gain == 1 and clamp is None:
+def _triton(x: Tensor, b: Tensor | None, spec: Spec) -> Tensor:
+    if b is None and spec.act == "linear" and spec.gain == 1 and spec.clamp is None:
         return x
-    return _Act.apply(x, b, Spec(act, alpha, gain, clamp, dim))
+    if torch.is_grad_enabled():
+        return _Act.apply(x, b, spec)
+    from . import kernel
+
+    return kernel.forward(without_gaps(x), b, spec)
 
 
 class _Act(Function):
@@ -109,7 +132,8 @@ class _Act(Function):
         from . import kernel
 
         y = kernel.forward(without_gaps(x), b, spec)
-        ctx.save_for_backward(*{"y": (y, None), "x": (x, b), "": (None, None)}[spec.reads])
+        reads = spec.reads
+        ctx.save_for_backward(y if reads == "y" else x if reads == "x" else None, b if reads == "x" else None)
         ctx.spec = spec
         return y
 
@@ -119,7 +143,17 @@ class _Act(Function):
         spec, wants_db = ctx.spec, ctx.needs_input_grad[1]
         if spec.reads == "" and spec.gain == 1:
             return dy, _bias_sum(dy, spec) if wants_db else None, None
+        if not torch.is_grad_enabled():
+            # nobody differentiates these again
+            return *_gradient(dy, r, b, spec, wants_db), None
         return *_ActGrad.apply(dy, r, b, spec, wants_db), None
+
+
+def _gradient(dy: Tensor, r: Tensor | None, b: Tensor | None, spec: Spec, total: bool) -> tuple[Tensor, Tensor | None]:
+    from . import kernel
+
+    r, dy = _aligned(r, dy)
+    return kernel.gradient(dy, r, b, spec, total=total)
 
 
 class _ActGrad(Function):
@@ -127,14 +161,11 @@ class _ActGrad(Function):
 
     @staticmethod
     def forward(ctx, dy, r, b, spec, total):
-        from . import kernel
-
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(dy if spec.bends else None, r, b)
         ctx.spec = spec
         ctx.shape = dy.shape
-        r, dy = _aligned(r, dy)
-        return kernel.gradient(dy, r, b, spec, total=total)
+        return _gradient(dy, r, b, spec, total)
 
     @staticmethod
     def backward(ctx, ddx, ddb):

@@ -1,6 +1,7 @@
 """The numbers of bias_act in one value, and what its derivatives have to keep. Nothing here has seen a tensor."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from .reference import activation_funcs
 
@@ -23,7 +24,7 @@ class Spec:
     clamp: float | None
     dim: int
 
-    @property
+    @cached_property
     def reads(self) -> str:
         """What the derivatives are read off: the output "y", the input "x", or nothing "".
 
@@ -33,7 +34,7 @@ class Spec:
             return "x"
         return "" if self.act == "linear" and self.clamp is None else "y"
 
-    @property
+    @cached_property
     def bends(self) -> bool:
         """Whether there is a second derivative other than zero."""
         return activation_funcs[self.act].has_2nd_grad and self.gain != 0

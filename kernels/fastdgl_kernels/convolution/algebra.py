@@ -1,7 +1,7 @@
 """Resampling convolutions as plans: filters, a convolution of `bilinear`, filters; each closed under differentiation."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .._dispatch import within
 from .._fallback import failure
-from .._tuning import LIMITS, Limits, limits
+from .._tuning import LIMITS, Limits, kept, limits
 from ..resampling.geometry import Padding, Pair, Resample
 from ..resampling.op import filter_size, upfirdn2d
 from ..resampling.reference import split_padding
-from .bilinear import Conv, WeightGrad, transposable
+from .bilinear import Conv, WeightGrad, convolve, transposable, weight_gradient
 from .spec import Geometry, Spec, rest_of_padding
 
 
@@ -32,10 +32,23 @@ class Plan:
     after: tuple[Resample, ...]
     asked: str = "auto"
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.before, self.conv, self.after, self.asked))
+
     def run(self, x: Tensor, w: Tensor, f: Tensor | None) -> Tensor:
         """The map."""
-        return filtered(Conv.apply(filtered(x, f, self.before, self.asked), w, self.conv), f, self.after, self.asked)
+        return filtered(_convolved(filtered(x, f, self.before, self.asked), w, self.conv), f, self.after, self.asked)
 
+    @cached_property
+    def but_last(self) -> "Plan":
+        """All but the last filter."""
+        return replace(self, after=self.after[:-1])
+
+    @kept
     def output_size(self, taps: Pair, size: Pair) -> Pair:
         """Height and width of what comes of images of `size`, (x, y)."""
         size = self.conv.output_size(self._convolved(taps, size))[::-1]
@@ -45,21 +58,25 @@ class Plan:
 
     def pulled(self, dy: Tensor, f: Tensor | None, size: Pair) -> Tensor:
         """The gradient of what the convolution made, for images of `size`, (x, y): where both gradients below start."""
+        if not self.after:
+            return dy
         convolved = self.conv.output_size(self._convolved(filter_size(f), size))[::-1]
         return _unfiltered(dy, f, self.after, convolved, self.asked)
 
     def data_gradient(self, dy: Tensor, w: Tensor, f: Tensor | None, size: Pair) -> Tensor:
         """The gradient of `x`, from what `pulled` made."""
-        dx = Conv.apply(dy, w, self.conv.adjoint(self._convolved(filter_size(f), size)))
+        dx = _convolved(dy, w, self.conv.adjoint(self._convolved(filter_size(f), size)))
         return _unfiltered(dx, f, self.before, size, self.asked)
 
     def weight_gradient(self, dy: Tensor, x: Tensor, f: Tensor | None) -> Tensor:
         """The gradient of `w`, from what `pulled` made."""
-        return WeightGrad.apply(filtered(x, f, self.before, self.asked), dy, self.conv)
+        x = filtered(x, f, self.before, self.asked)
+        return WeightGrad.apply(x, dy, self.conv) if torch.is_grad_enabled() else weight_gradient(x, dy, self.conv)
 
     def again(self) -> "Plan":
         """For a derivative that is to be differentiated itself: PyTorch's convolutions, in any case."""
-        return replace(self, conv=self.conv.again())
+        conv = self.conv.again()
+        return self if conv is self.conv else replace(self, conv=conv)
 
     def evened(self, taps: Pair, size: Pair) -> "Plan":
         """The same map for images of `size`, (x, y), its convolution of stride 2 beside larger images of even sides.
@@ -103,6 +120,11 @@ class Plan:
         return size[::-1]
 
 
+def _convolved(x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    """Return the convolution, as a Function only where somebody may differentiate it."""
+    return Conv.apply(x, w, geometry) if torch.is_grad_enabled() else convolve(x, w, geometry)
+
+
 def _less(padding: Padding, x: int, y: int) -> Padding:
     """With columns and rows less at the end."""
     x0, x1, y0, y1 = padding
@@ -113,14 +135,6 @@ def _less(padding: Padding, x: int, y: int) -> Padding:
 # weigh against a way through memory: 79 on an H100, 50 on an A100, by their rates (bench/static). Not measured on a GPU
 FEW_CHANNELS = 64
 
-
-def owned(plan: Plan, x: Tensor, w: Tensor, f: Tensor | None) -> tuple[Plan, Tensor]:
-    """The plan by kernels of our own, and its weight; what was given, where there are none for it."""
-    shapes = (tuple(map(int, t.shape)) for t in (x, w))
-    own, reason = choice(plan, x.dtype, *shapes, filter_size(f), limits(x.device))
-    if reason is not None or failure("convolution", x.device):
-        return plan, w
-    return own, plan.merged_weight(w, f) if own.conv.kernel != plan.conv.kernel else w
 
 
 @lru_cache(maxsize=1024)
@@ -153,25 +167,75 @@ def choice(
 
 def remark(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec) -> str:
     """Whose convolution it is that runs as "triton", in words."""
-    device, failed = limits(x.device), failure("convolution", x.device)
-    x, w, plan = arranged(x.to("meta"), w.to("meta"), spec)
-    _, reason = choice(plan, x.dtype, tuple(x.shape), tuple(w.shape), filter_size(f), device)
-    reason = reason or failed
+    _, reason = _own(_arrangement(w, spec, "auto"), x, w, f)
     return "convolves by a kernel of its own" if reason is None else f"leaves the convolution to PyTorch: {reason}"
 
 
-def arranged(x: Tensor, w: Tensor, spec: Spec, asked: str = "auto") -> tuple[Tensor, Tensor, Plan]:
-    """The arguments of a resampling convolution as a plan, and x and w as it takes them."""
+@dataclass(frozen=True)
+class Arrangement:
+    """A resampling convolution as a plan, and how x and w are laid out for it: all that their shapes decide.
+
+    Args:
+        rest: What x is padded by first; None for nothing.
+        flips: Whether the weight is turned round.
+        groups: Of channels, where the weight goes to a transposed convolution; 0 where it does not.
+        merged: The plan that merges weight and filter into one weight; None where they stay apart.
+    """
+
+    plan: Plan
+    rest: Padding | None
+    flips: bool
+    groups: int
+    merged: Plan | None = None
+
+    def lay_out(self, x: Tensor, w: Tensor, f: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return x and w as the plan takes them."""
+        if self.rest is not None:
+            x = F.pad(x, self.rest)
+        if self.flips:
+            w = w.flip([2, 3])
+        if self.groups == 1:
+            w = w.transpose(0, 1)
+        elif self.groups:
+            w = transposable(w, self.groups)
+        return x, w if self.merged is None else self.merged.merged_weight(w, f)
+
+
+def arrange(x: Tensor, w: Tensor, f: Tensor | None, spec: Spec, asked: str = "auto", own: bool = False) -> Arrangement:
+    """Return how a resampling convolution is computed, by kernels of our own where they are wanted and there are some."""
+    found = _arrangement(w, spec, asked)
+    if not own:
+        return found
+    plan, reason = _own(found, x, w, f)
+    if reason is not None:
+        return found
+    return replace(found, plan=plan, merged=found.plan if plan.conv.kernel != found.plan.conv.kernel else None)
+
+
+def _arrangement(w: Tensor, spec: Spec, asked: str) -> Arrangement:
+    rest = None
     if spec.up == spec.down == 1:
         # a convolution pads alike on both sides
         (px, py), rest = split_padding(spec.padding)
-        x, spec = F.pad(x, rest) if any(rest) else x, spec._replace(padding=(px, px, py, py))
+        spec = spec._replace(padding=(px, px, py, py))
     # whoever traces may take the sizes of x for unknown, not these
     kh, kw = map(int, w.shape[2:])
     transposed = spec.up > 1 and (kh, kw) != (1, 1)
-    if spec.flip_weight == transposed:
-        w = w.flip([2, 3])
-    return x, transposable(w, spec.groups) if transposed else w, replace(plan((kh, kw), spec), asked=asked)
+    found = replace(plan((kh, kw), spec), asked=asked)
+    return Arrangement(found, rest if rest and any(rest) else None, spec.flip_weight == transposed, spec.groups if transposed else 0)
+
+
+def _own(arrangement: Arrangement, x: Tensor, w: Tensor, f: Tensor | None) -> tuple[Plan, str | None]:
+    """Return the plan by kernels of our own, and None; where there are none for it, the plan and the reason."""
+    N, I, H, W = map(int, x.shape)
+    O, I_of_group, kh, kw = map(int, w.shape)
+    if arrangement.rest is not None:
+        x0, x1, y0, y1 = arrangement.rest
+        H, W = H + y0 + y1, W + x0 + x1
+    groups = arrangement.groups
+    weight = (groups * I_of_group, O // groups, kh, kw) if groups else (O, I_of_group, kh, kw)
+    own, reason = choice(arrangement.plan, x.dtype, (N, I, H, W), weight, filter_size(f), limits(x.device))
+    return own, reason or failure("convolution", x.device)
 
 
 def plan(kernel: Pair, spec: Spec) -> Plan:
@@ -206,6 +270,8 @@ def filtered(x: Tensor, f: Tensor | None, filters: tuple[Resample, ...], asked: 
 
 def _unfiltered(dy: Tensor, f: Tensor | None, filters: tuple[Resample, ...], size: Pair, asked: str) -> Tensor:
     """The transposed map of `filtered` for images of `size`, (x, y)."""
+    if not filters:
+        return dy
     taps, sizes = filter_size(f), [size]
     for r in filters[:-1]:
         sizes.append(r.output_size(sizes[-1], taps))

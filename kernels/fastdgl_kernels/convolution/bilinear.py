@@ -6,15 +6,14 @@ image. Here every derivative of every order is one of three: a convolution, a tr
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 
 from .._layout import dense, dense_like
-from .._operators import without_autocast
+from .._operators import Function, without_autocast
 from .spec import Geometry
 
 
@@ -43,11 +42,20 @@ class Conv(Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         (x, w), geometry = ctx.saved_tensors, ctx.geometry.again()
-        if not (torch.is_grad_enabled() or geometry.own or geometry.dense):
+        of_x, of_w, _ = ctx.needs_input_grad
+        again = torch.is_grad_enabled()
+        if not (again or geometry.own) and (of_x and of_w or not geometry.dense):
             # nobody differentiates these again: PyTorch computes both at once
-            return *gradients(x, w, dy, geometry, ctx.needs_input_grad[:2]), None
-        dx = Conv.apply(dy, w, geometry.adjoint(x.shape[2:])) if ctx.needs_input_grad[0] else None
-        dw = WeightGrad.apply(x, dy, geometry) if ctx.needs_input_grad[1] else None
+            if geometry.dense:
+                x = dense(x)
+                w, dy = dense_like(w, x), dense_like(dy, x)
+            return *gradients(x, w, dy, geometry, (of_x, of_w)), None
+        if again:
+            dx = Conv.apply(dy, w, geometry.adjoint(x.shape[2:])) if of_x else None
+            dw = WeightGrad.apply(x, dy, geometry) if of_w else None
+        else:
+            dx = convolve(dy, w, geometry.adjoint(x.shape[2:])) if of_x else None
+            dw = weight_gradient(x, dy, geometry) if of_w else None
         return dx, dw, None
 
 
@@ -103,7 +111,7 @@ def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry) -> Tensor:
 
         return kernel.weight_gradient(x, dy, geometry).to(x.dtype)
     like = x.new_empty(1).expand(dy.shape[1], x.shape[1] // geometry.groups, *geometry.kernel)
-    return gradients(x, like, dy, replace(geometry, transposed=False, output_padding=(0, 0)), (False, True))[1]
+    return gradients(x, like, dy, geometry.of_weight, (False, True))[1]
 
 
 def gradients(x: Tensor, w: Tensor, dy: Tensor, geometry: Geometry, wanted: Sequence[bool]) -> tuple[Tensor | None, Tensor | None]:
@@ -111,7 +119,7 @@ def gradients(x: Tensor, w: Tensor, dy: Tensor, geometry: Geometry, wanted: Sequ
     g = geometry
     with without_autocast(x.device):
         dx, dw, _ = torch.ops.aten.convolution_backward(
-            dy, x, w, None, [g.stride] * 2, list(g.padding), [1, 1], g.transposed, list(g.output_padding), g.groups, [*wanted, False]
+            dy, x, w, None, [g.stride] * 2, g.padding, [1, 1], g.transposed, g.output_padding, g.groups, [*wanted, False]
         )
     return dx, dw
 

@@ -29,7 +29,7 @@ from .._fallback import or_else
 from .._launch import are_taken, launch
 from .._layout import sample_stride, small
 from .._operators import opaque
-from .._tuning import LEAST_SHARED, LIMITS, Limits, kept, limits
+from .._tuning import LEAST_SHARED, LIMITS, Limits, cdiv, kept, limits, next_power_of_2
 from ..activation.kernel import ended
 from ..resampling.geometry import Pair
 from ..resampling.tail import Tail
@@ -355,7 +355,7 @@ def tile(H: int, W: int, I: int, O: int, device: Limits = LIMITS[90]) -> Tile:
     H x W pixels of O channels, summed over runs of I.
     """
     BW = min(16, W & -W)
-    high = triton.next_power_of_2(H)
+    high = next_power_of_2(H)
     # nine rounds and no more, the compiler would unroll where operands are in registers, and spill
     BI, stages = (32, 4) if I % 64 or I == 64 and not device.reads_shared else (64, 3)
     if O % 128 == 0 and H * W >= 32 * 32:
@@ -429,7 +429,7 @@ def _run(
     paired = pixels == (1, 2)
     H, W, I, taps = H // PH, W // PW, 2 * I if paired else I, geometry.kernel[0]
     t = t or tile(H, W, I // 2 if paired else I * taps // 3, O, limits(x.device))
-    programs = N * triton.cdiv(H, t.BH) * triton.cdiv(W, t.BW) * (O // t.BO)
+    programs = N * cdiv(H, t.BH) * cdiv(W, t.BW) * (O // t.BO)
     launch(
         _convolution, programs,
         x, w, d, noise, bias, y, N, H, W, int(w.ndim == 5), sample_stride(noise), I, O,
@@ -478,7 +478,7 @@ def _run_transposed(x: Tensor, w: Tensor, y: Tensor, t: Tile, strip: int) -> Non
     below, beside = replace(t, BH=1, BW=min(strip, W & -W)), replace(t, BH=min(strip, H & -H), BW=1)
     parts = ((t, 0, 0, H, W), (below, H, 0, H + 1, W), (beside, 0, W, H + 1, W + 1))
     for part, first_h, first_w, end_h, end_w in parts:
-        boxes = triton.cdiv(end_h - first_h, part.BH) * triton.cdiv(end_w - first_w, part.BW)
+        boxes = cdiv(end_h - first_h, part.BH) * cdiv(end_w - first_w, part.BW)
         launch(
             _transposed, 4 * N * boxes * (O // t.BO),
             x, w, y, N, H, W, first_h, first_w, end_h, end_w, I, O, *part.blocks.values(),
@@ -531,7 +531,7 @@ def split(
     while cut.shared(device) > max(device.shared, LEAST_SHARED) and (pixels > 16 or BO > 32):
         pixels, BO, BI = (pixels // 2, BO, BI) if pixels > 16 else (pixels, BO // 2, max(BI // 2, 32))
         cut = _cut(N, H, W, BO, BI, pixels)
-    boxes = triton.cdiv(N, cut.BN) * (H // cut.BH) * (W // cut.BW)
+    boxes = cdiv(N, cut.BN) * (H // cut.BH) * (W // cut.BW)
     tiles = taps * (O // BO) * (I // BI)
     # the largest, with its operands in registers too, fills them
     programs = PROGRAMS.get(BO * BI, 4) if device.reads_shared or BO * BI < 128 * 128 else 1
@@ -540,8 +540,8 @@ def split(
 
     def cost(parts: int) -> float:
         """In FLOPs: those of whole waves, and what a workspace's way through memory is worth."""
-        steps = triton.cdiv(boxes, parts)
-        whole_waves = triton.cdiv(tiles * parts, slots) * slots * steps * cut.BN * cut.BH * cut.BW * BO * BI * 2
+        steps = cdiv(boxes, parts)
+        whole_waves = cdiv(tiles * parts, slots) * slots * steps * cut.BN * cut.BH * cut.BW * BO * BI * 2
         return whole_waves + 267 * parts * 2 * 4 * taps * O * I
 
     return replace(cut, parts=min(range(1, min(PARTS, boxes) + 1), key=cost))
@@ -575,11 +575,11 @@ def weight_gradient(x: Tensor, dy: Tensor, geometry: Geometry, blocks: Split | N
     # what one tap sums to: of 6 x 6 taps, two columns side by side are one
     taps, depth = 3 * k, I * k // 3
     c = blocks or split(N, H, W, depth, O, taps, limits(x.device))
-    boxes = triton.cdiv(N, c.BN) * (H // c.BH) * (W // c.BW)
+    boxes = cdiv(N, c.BN) * (H // c.BH) * (W // c.BW)
     partial = torch.empty([c.parts, O, k, k, I], dtype=torch.float32, device=x.device)
     launch(
         _weight_gradient, (taps * (O // c.BO) * (depth // c.BI), c.parts),
-        x, dy, partial, N, triton.cdiv(boxes, c.parts), H, W, I, O, k, geometry.stride, *c.blocks.values(), use_pointers(x.device),
+        x, dy, partial, N, cdiv(boxes, c.parts), H, W, I, O, k, geometry.stride, *c.blocks.values(), use_pointers(x.device),
         num_warps=c.num_warps, num_stages=c.num_stages,
     )  # fmt: skip
     dw = partial.sum(0).permute(0, 3, 1, 2)

@@ -1,17 +1,18 @@
 """The public door of conv2d_resample: arguments are checked and completed here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor
 
 from .._dispatch import asked, dispatch
 from .._operators import door
+from .._plans import Plans, hashable
 from ..resampling import geometry
 from ..resampling.geometry import Padding, Pair, parse_padding, parse_scaling
-from ..resampling.op import check_filter, check_image, filter_size
+from ..resampling.op import check_filter, check_image, filter_size, needs_grad
 from . import backends, reference
-from .algebra import arranged, owned, remark
+from .algebra import Arrangement, arrange, remark
 from .spec import Spec
 
 
@@ -53,6 +54,24 @@ def conv2d_resample(
 
     Source: Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020.
     """
+    tensors = x, w, f
+    numbers = hashable(up), hashable(down), hashable(padding), groups, flip_weight, flip_filter, needs_grad(f)
+    key, plan = _plans.find(impl, tensors, numbers)
+    if plan is None:
+        plan = _plan(x, w, f, up, down, padding, groups, flip_weight, flip_filter, impl)
+        _plans.keep(key, plan, impl, x.device, numbers)
+    run, how = plan
+    return run(x, w, f, how)
+
+
+_plans = Plans()
+
+
+def _plan(
+    x: Tensor, w: Tensor, f: Tensor | None, up: int, down: int, padding: int | Sequence[int], groups: int,
+    flip_weight: bool, flip_filter: bool, impl: str | None,
+) -> tuple[Callable[..., Tensor], "Spec | Arrangement"]:  # fmt: skip
+    """Return what computes `conv2d_resample`, and its arguments as it takes them, which are checked here."""
     check_image(x)
     check_filter(f, x)
     _check_weight(x, w, groups)
@@ -61,7 +80,6 @@ def conv2d_resample(
     check_output(x, w, f, up, down, padding)
     padding = whole_padding(filter_size(f), up, down, padding)
     spec = Spec(up, down, padding, groups, bool(flip_weight), bool(flip_filter))
-    run_as = partial(_conv2d_resample, asked=asked(impl))
     kind = backends.kind(w, spec)
     run = dispatch(
         x,
@@ -71,20 +89,23 @@ def conv2d_resample(
         kind,
         len(w),
         backends.enlarged(x, w, up),
-        cudnn=run_as,
-        triton=partial(run_as, own=True),
+        cudnn=_conv2d_resample,
+        triton=_by_own_kernel,
         reference=reference.conv2d_resample,
     )
-    return run(x, w, f, spec)
+    if run is reference.conv2d_resample:
+        return run, spec
+    return _conv2d_resample, arrange(x, w, f, spec, asked(impl), own=run is _by_own_kernel)
 
 
-def _conv2d_resample(
-    x: Tensor, w: Tensor, f: Tensor | None, spec: Spec, *, asked: str, own: bool = False
-) -> Tensor:
-    x, w, plan = arranged(x, w, spec, asked)
-    if own:
-        plan, w = owned(plan, x, w, f)
-    return plan.run(x, w, f)
+def _conv2d_resample(x: Tensor, w: Tensor, f: Tensor | None, arrangement: Arrangement) -> Tensor:
+    x, w = arrangement.lay_out(x, w, f)
+    return arrangement.plan.run(x, w, f)
+
+
+def _by_own_kernel(x: Tensor, w: Tensor, f: Tensor | None, arrangement: Arrangement) -> Tensor:
+    """The same: by which kernel, the arrangement says."""
+    return _conv2d_resample(x, w, f, arrangement)
 
 
 def parse_factor(factor: int, name: str) -> int:

@@ -1,10 +1,12 @@
 """The numbers of a resampling convolution in one value. Nothing here has seen a tensor."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
+from .._tuning import kept
 from ..resampling.geometry import Padding, Pair
 
 
@@ -51,6 +53,14 @@ class Geometry:
     own: bool = False
     dense: bool = True
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        parts = self.kernel, self.stride, self.padding, self.transposed, self.output_padding, self.groups, self.own, self.dense
+        return hash(parts)
+
     def output_size(self, size: Pair) -> Pair:
         """Height and width of what comes of an image of `size`."""
         return tuple(
@@ -58,6 +68,7 @@ class Geometry:
             for n, k, p, o in zip(size, self.kernel, self.padding, self.output_padding)
         )
 
+    @kept
     def adjoint(self, size: Pair) -> "Geometry":
         """The transposed map, of the same weight, which takes an output's gradient to its input's, of `size`."""
         if self.transposed:
@@ -68,7 +79,12 @@ class Geometry:
 
     def again(self) -> "Geometry":
         """For a derivative that is to be differentiated itself: PyTorch's, in any case."""
-        return replace(self, own=self.own and not torch.is_grad_enabled())
+        return replace(self, own=False) if self.own and torch.is_grad_enabled() else self
+
+    @cached_property
+    def of_weight(self) -> "Geometry":
+        """The convolution whose weight gradient this map has."""
+        return replace(self, transposed=False, output_padding=(0, 0))
 
 
 def rest_of_padding(padding: Padding, kernel: Pair, up: int) -> Padding:

@@ -6,10 +6,10 @@ from math import sqrt
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 
 from .._dispatch import dispatch
-from .._operators import door, is_wrapped
+from .._operators import Function, door, is_wrapped
 from ..activation import bias_act
 from ..activation.op import check_arguments, completed
 from ..resampling import upfirdn2d

@@ -7,16 +7,15 @@ again, backward computes the same from members of families that are closed: Conv
 Which of the two, it reads off `torch.is_grad_enabled()`.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from .._dispatch import within
 from .._layout import dense, dense_like
+from .._operators import Function
 from ..convolution.algebra import Plan, filtered
 from ..resampling.kept import keep_filter
 from ..resampling.op import filter_size, upfirdn2d
@@ -110,7 +109,7 @@ def _ended(xs, w, d, noise, bias, f, plan: Plan, tail: Tail) -> Tensor:
         )
     if plan.after and xs.dtype != torch.float64:
         *_, last = plan.after
-        u = dense(replace(plan, after=plan.after[:-1]).run(xs, w, f))
+        u = dense(plan.but_last.run(xs, w, f))
         try:
             return filters.upfirdn2d(u, f, last, filters.Tail(d, noise, bias, *tail))
         except NotImplementedError:

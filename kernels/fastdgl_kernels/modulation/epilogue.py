@@ -15,6 +15,7 @@ from .._fallback import or_else
 from .._launch import launch
 from .._layout import is_channels_last, sample_stride, small
 from .._operators import opaque
+from .._tuning import cdiv, kept, next_power_of_2
 from ..activation.kernel import ended
 from . import formulas
 
@@ -165,10 +166,9 @@ def forward(
     y = torch.empty_like(u)
     if y.numel() == 0:
         return y
-    N, C, P, layout = _sizes(u)
+    N, C, P, tiles, _, blocks, layout = _cut(u.shape, is_channels_last(u))
     d, noise, bias = small(d, noise, bias)
-    grid = (triton.cdiv(P, layout["BP"]), triton.cdiv(C, layout["BC"]), N)
-    launch(_forward, grid, u, d, noise, bias, y, C, P, sample_stride(noise), alpha, gain, clamp, *layout.values())
+    launch(_forward, (tiles, blocks, N), u, d, noise, bias, y, C, P, sample_stride(noise), alpha, gain, clamp, *layout)
     return y
 
 
@@ -189,10 +189,9 @@ def backward(
     rounded, so the gradient of d loses where noise and bias are much larger than u * d: with a bias of 4 or 5 to
     normal u * d, it erred 2.5 times as much in fp16 as from u itself. In return, a layer keeps one image less.
     """
-    N, C, P, layout = _sizes(y)
+    N, C, P, _, chunks, blocks, layout = _cut(y.shape, is_channels_last(y))
     d, noise, bias = small(d, noise, bias)
     wide = torch.promote_types(y.dtype, torch.float32)
-    chunks, blocks = triton.cdiv(P, layout["BP"] * STEPS), triton.cdiv(C, layout["BC"])
     du = torch.empty_like(y) if of_u else None
     sum_g = y.new_empty([N, chunks, C], dtype=wide) if of_bias else None
     sum_gu = y.new_empty([N, chunks, C], dtype=wide) if of_d else None
@@ -201,7 +200,7 @@ def backward(
         launch(
             _backward, (chunks, blocks, N),
             dy, y, d, noise, bias, du, sum_g, sum_gu, dnoise, C, P, sample_stride(noise), alpha, gain, clamp,
-            *layout.values(), STEPS,
+            *layout, STEPS,
         )  # fmt: skip
     return (
         du,
@@ -217,14 +216,13 @@ def scale_backward(
     t: Tensor, x: Tensor, s: Tensor | None, *, of_x: bool, of_s: bool, again: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """For t, the gradient of x * s: the gradients of x and of s `[N, C]`, and x * s once more; those asked for."""
-    N, C, P, layout = _sizes(x)
+    N, C, P, _, chunks, blocks, layout = _cut(x.shape, is_channels_last(x))
     (s,) = small(s)
-    chunks, blocks = triton.cdiv(P, layout["BP"] * STEPS), triton.cdiv(C, layout["BC"])
     dx = torch.empty_like(x) if of_x else None
     xs = torch.empty_like(x) if again else None
     ds = x.new_empty([N, chunks, C], dtype=torch.promote_types(x.dtype, torch.float32)) if of_s else None
     if x.numel() > 0:
-        launch(_scale_backward, (chunks, blocks, N), t, x, s, dx, xs, ds, C, P, *layout.values(), STEPS)
+        launch(_scale_backward, (chunks, blocks, N), t, x, s, dx, xs, ds, C, P, *layout, STEPS)
     return dx, _total(ds) if of_s else None, xs
 
 
@@ -238,19 +236,24 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return scale_backward(a, b, None, of_x=False, of_s=True, again=False)[1]
 
 
+@kept
 def tile(C: int, P: int, channels_last: bool) -> dict:
     """The tile for planes of P pixels and C channels: long along what is contiguous."""
     if channels_last:
-        BC = min(64, triton.next_power_of_2(C))
-        BP = min(TILE // BC, max(triton.next_power_of_2(P), 1))
+        BC = min(64, next_power_of_2(C))
+        BP = min(TILE // BC, max(next_power_of_2(P), 1))
     else:
-        BP = min(512, triton.next_power_of_2(P))
-        BC = min(TILE // BP, triton.next_power_of_2(C))
+        BP = min(512, next_power_of_2(P))
+        BC = min(TILE // BP, next_power_of_2(C))
     return {"CHANNELS_LAST": channels_last, "BP": BP, "BC": BC}
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int, dict]:
-    N, C, H, W = x.shape
+@kept
+def _cut(shape: torch.Size, channels_last: bool) -> tuple[int, int, int, int, int, int, tuple]:
+    """Return N, C, P of images; tiles of a plane, runs of STEPS tiles, blocks of channels; and the tile."""
+    N, C, H, W = shape
     if N > SAMPLES:
         raise ValueError(f"x must have at most {SAMPLES} samples for the kernels of a layer, got {N}: split the batch")
-    return N, C, H * W, tile(C, H * W, is_channels_last(x))
+    P = H * W
+    t = tile(C, P, channels_last)
+    return N, C, P, cdiv(P, t["BP"]), cdiv(P, t["BP"] * STEPS), cdiv(C, t["BC"]), tuple(t.values())

@@ -9,14 +9,15 @@ from torch import Tensor
 from .._dispatch import asked, dispatch, within
 from .._layout import dense
 from .._operators import door, without_autocast
+from .._plans import Plans, hashable
 from ..activation import activation_funcs, bias_act
 from ..activation.op import completed
 from ..convolution import backends
-from ..convolution.algebra import arranged, owned, remark
+from ..convolution.algebra import Arrangement, arrange, remark
 from ..convolution.op import check_output, parse_factor, whole_padding
 from ..convolution.spec import Spec
 from ..resampling.geometry import Pair, parse_padding
-from ..resampling.op import check_filter, check_image, check_kind, filter_size
+from ..resampling.op import check_filter, check_image, check_kind, filter_size, needs_grad
 from . import reference, to_rgb
 from .algebra import Tail, layer
 
@@ -66,10 +67,16 @@ def modulated_conv2d(
 
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, equations 1 and 3.
     """
-    spec = _checked(x, weight, styles, noise, up, down, padding, resample_filter, flip_weight)
-    layer = (x, weight, noise, resample_filter, spec, bool(demodulate))
-    run = _chosen(_modulated_conv2d, reference.modulated_conv2d, *layer, impl)
-    return run(x, weight, styles, noise, resample_filter, spec, bool(demodulate))
+    tensors = x, weight, styles, noise, resample_filter
+    numbers = hashable(up), hashable(down), hashable(padding), demodulate, flip_weight, needs_grad(resample_filter)
+    key, plan = _plans.find(impl, tensors, numbers)
+    if plan is None:
+        spec = _checked(x, weight, styles, noise, up, down, padding, resample_filter, flip_weight)
+        layer = x, weight, noise, resample_filter, spec, bool(demodulate)
+        plan = _chosen(_modulated_conv2d, _modulated_conv2d_by_own_kernel, reference.modulated_conv2d, *layer, impl)
+        _plans.keep(key, plan, impl, x.device, numbers)
+    run, how = plan
+    return run(x, weight, styles, noise, resample_filter, *how)
 
 
 @door
@@ -103,12 +110,25 @@ def modulated_conv2d_bias_act(
         act, alpha, gain, clamp: See `bias_act`. "linear", "relu" and "lrelu" are fused.
         Others as for `modulated_conv2d`.
     """
-    spec = _checked(x, weight, styles, noise, up, down, padding, resample_filter, flip_weight)
-    _check_bias(x, weight, bias)
-    numbers = completed(act, alpha, gain, clamp)
-    layer = (x, weight, noise, resample_filter, spec, bool(demodulate))
-    run = _chosen(_modulated_conv2d_bias_act, reference.modulated_conv2d_bias_act, *layer, impl)
-    return run(x, weight, styles, noise, bias, resample_filter, spec, bool(demodulate), act, *numbers)
+    tensors = x, weight, styles, noise, bias, resample_filter
+    numbers = hashable(up), hashable(down), hashable(padding), demodulate, flip_weight, act, alpha, gain, clamp, needs_grad(resample_filter)
+    key, plan = _plans_with_act.find(impl, tensors, numbers)
+    if plan is None:
+        spec = _checked(x, weight, styles, noise, up, down, padding, resample_filter, flip_weight)
+        _check_bias(x, weight, bias)
+        after = act, *completed(act, alpha, gain, clamp)
+        layer = x, weight, noise, resample_filter, spec, bool(demodulate)
+        run, how = _chosen(
+            _modulated_conv2d_bias_act, _layer_by_own_kernel, reference.modulated_conv2d_bias_act, *layer, impl
+        )
+        if run is _modulated_conv2d_bias_act:
+            after = _tail(*after), after
+        plan = _plans_with_act.keep(key, (run, (*how, *after)), impl, x.device, numbers)
+    run, how = plan
+    return run(x, weight, styles, noise, bias, resample_filter, *how)
+
+
+_plans, _plans_with_act = Plans(), Plans()
 
 
 def _modulated_conv2d(
@@ -117,30 +137,26 @@ def _modulated_conv2d(
     styles: Tensor,
     noise: Tensor | None,
     f: Tensor | None,
-    spec: Spec,
+    arrangement: Arrangement | None,
     demodulate: bool,
     bias: Tensor | None = None,
     tail: Tail = Tail(),
-    *,
-    asked: str,
-    own: bool = False,
 ) -> Tensor:
+    """Compute the layer by kernels: those of ToRGB where there is no arrangement of a convolution."""
     with without_autocast(x.device):
         d, wide = None, torch.promote_types(x.dtype, torch.float32)
         if demodulate:
             weight, styles, d = reference.demodulated(weight, styles, x.dtype)
-        if own and _kind(weight, noise, spec, demodulate) == "to_rgb":
+        if arrangement is None:
             weight = weight.to(wide).flatten(1) * styles.to(wide)[:, None]              # [N, O, I]
             return to_rgb.ToRGB.apply(x, weight, bias, tail)
         if noise is not None:
             noise = noise.reshape(1, -1) if noise.ndim == 2 else noise.flatten(1)
-        x, weight, plan = arranged(x, weight, spec, asked)
-        if own:
-            plan, weight = owned(plan, x, weight, f)
+        x, weight = arrangement.lay_out(x, weight, f)
         # in the layout that convolutions read in every direction: a cast and a copy in one
         memory_format = torch.channels_last if x.element_size() == 2 else torch.preserve_format
         weight, styles = weight.to(x.dtype, memory_format=memory_format), styles.to(wide)
-        return layer(dense(x), weight, styles, d, noise, bias, f, plan, tail)
+        return layer(dense(x), weight, styles, d, noise, bias, f, arrangement.plan, tail)
 
 
 def _modulated_conv2d_bias_act(
@@ -150,27 +166,38 @@ def _modulated_conv2d_bias_act(
     noise: Tensor | None,
     bias: Tensor | None,
     f: Tensor | None,
-    spec: Spec,
+    arrangement: Arrangement | None,
     demodulate: bool,
-    act: str,
-    alpha: float,
-    gain: float,
-    clamp: float | None,
-    *,
     asked: str,
-    own: bool = False,
+    tail: Tail | None,
+    after: tuple[str, float, float, float | None],
 ) -> Tensor:
-    layer = (x, weight, styles, noise, f, spec, demodulate)
+    if tail is not None:
+        return _modulated_conv2d(x, weight, styles, noise, f, arrangement, demodulate, bias, tail)
+    y = _modulated_conv2d(x, weight, styles, noise, f, arrangement, demodulate)
+    return bias_act(y, None if bias is None else bias.to(y.dtype), 1, *after, impl=within(y, asked))
+
+
+def _tail(act: str, alpha: float, gain: float, clamp: float | None) -> Tail | None:
+    """Return what follows the convolution in its pass; None for an activation that needs one of its own."""
     alpha = {"linear": 1.0, "relu": 0.0}.get(act, alpha)
     # the backward reads the slope off the sign of the output
-    if activation_funcs[act].homogeneous and alpha >= 0 and gain > 0:
-        return _modulated_conv2d(*layer, bias, Tail(alpha, gain, clamp), asked=asked, own=own)
-    y = _modulated_conv2d(*layer, asked=asked, own=own)
-    return bias_act(y, None if bias is None else bias.to(y.dtype), 1, act, alpha, gain, clamp, impl=within(y, asked))
+    return Tail(alpha, gain, clamp) if activation_funcs[act].homogeneous and alpha >= 0 and gain > 0 else None
+
+
+def _modulated_conv2d_by_own_kernel(*arguments) -> Tensor:
+    """Stand for `_modulated_conv2d` with an arrangement by kernels of our own."""
+    return _modulated_conv2d(*arguments)
+
+
+def _layer_by_own_kernel(*arguments) -> Tensor:
+    """Stand for `_modulated_conv2d_bias_act` with an arrangement by kernels of our own."""
+    return _modulated_conv2d_bias_act(*arguments)
 
 
 def _chosen(
     run: Callable[..., Tensor],
+    by_own_kernel: Callable[..., Tensor],
     definition: Callable[..., Tensor],
     x: Tensor,
     weight: Tensor,
@@ -179,12 +206,11 @@ def _chosen(
     spec: Spec,
     demodulate: bool,
     impl: str | None,
-) -> Callable[..., Tensor]:
-    """What computes the layer: `run`, with PyTorch's convolution or our own, or the `definition`."""
+) -> tuple[Callable[..., Tensor], tuple]:
+    """What computes the layer, `run` or the `definition`, and how: its arguments after the tensors."""
     kind = _kind(weight, noise, spec, demodulate)
-    run = partial(run, asked=asked(impl))
     of_others = partial(remark, x, weight, f, spec)
-    return dispatch(
+    chosen = dispatch(
         x,
         impl,
         {"triton": (lambda: "by the kernels of ToRGB") if kind == "to_rgb" else of_others},
@@ -193,9 +219,14 @@ def _chosen(
         len(weight),
         backends.enlarged(x, weight, spec.up),
         cudnn=run,
-        triton=partial(run, own=True),
+        triton=by_own_kernel,
         reference=definition,
     )
+    if chosen is definition:
+        return definition, (spec, demodulate)
+    own, wish = chosen is by_own_kernel, asked(impl)
+    arrangement = None if own and kind == "to_rgb" else arrange(x, weight, f, spec, wish, own)
+    return run, (arrangement, demodulate, *([wish] if run is _modulated_conv2d_bias_act else []))
 
 
 def _kind(weight: Tensor, noise: Tensor | None, spec: Spec, demodulate: bool) -> str:

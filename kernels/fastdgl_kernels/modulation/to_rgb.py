@@ -5,9 +5,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from .._layout import dense_like, is_channels_last
+from .._operators import Function
 from .algebra import Slope, Tail
 
 # the kernels are imported where they are launched, so that the package imports without Triton

@@ -16,6 +16,7 @@ from .._fallback import or_else
 from .._launch import launch
 from .._layout import is_channels_last, small
 from .._operators import opaque
+from .._tuning import cdiv, kept, next_power_of_2
 from ..activation.kernel import ended
 from . import formulas
 from .epilogue import STEPS, TILE, _tile, tile
@@ -112,9 +113,9 @@ def forward(
     y = torch.empty([N, O, H, W], dtype=x.dtype, device=x.device)
     t = forward_tile(I, H * W, is_channels_last(x))
     launch(
-        _forward, N * triton.cdiv(H * W, t["BP"]),
+        _forward, N * cdiv(H * W, t["BP"]),
         x, *small(w, bias), y, I, H * W, O, alpha, gain, clamp,
-        triton.cdiv(I, t["BC"]), *t.values(),
+        cdiv(I, t["BC"]), *t.values(),
     )  # fmt: skip
     return y
 
@@ -128,7 +129,7 @@ def data_gradient(dy: Tensor, w: Tensor, channels_last: bool) -> Tensor:
     dx = torch.empty([N, I, H, W], dtype=dy.dtype, device=dy.device, memory_format=memory_format)
     t = tile(I, H * W, is_channels_last(dx))
     launch(
-        _data_gradient, N * triton.cdiv(H * W, t["BP"]) * triton.cdiv(I, t["BC"]),
+        _data_gradient, N * cdiv(H * W, t["BP"]) * cdiv(I, t["BC"]),
         *small(dy, w), dx, I, H * W, O, *t.values(),
     )  # fmt: skip
     return dx
@@ -140,22 +141,23 @@ def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """The gradient of w `[N, O, I]`, in fp32, from that of y `[N, O, H, W]`."""
     (N, I, H, W), O = x.shape, dy.shape[1]
     t = tile(I, H * W, is_channels_last(x))
-    chunks = triton.cdiv(H * W, t["BP"] * STEPS)
+    chunks = cdiv(H * W, t["BP"] * STEPS)
     dw = torch.empty([N, chunks, O, I], dtype=torch.float32, device=x.device)
     launch(
-        _weight_gradient, N * chunks * triton.cdiv(I, t["BC"]),
+        _weight_gradient, N * chunks * cdiv(I, t["BC"]),
         *small(dy), x, dw, I, H * W, O, *t.values(), STEPS,
     )  # fmt: skip
     return dw.sum(1)
 
 
+@kept
 def forward_tile(I: int, P: int, channels_last: bool) -> dict:
     """The tile of `_forward`, whose channels are summed up last, across threads.
 
     With channels last it has half of them at most, or that sum would cost as much as its terms; with channels first,
     whole lines of pixels and no more, so that there are programs enough at low resolutions.
     """
-    widest = triton.next_power_of_2(I)
+    widest = next_power_of_2(I)
     BC = max(8, min(32, widest // 2)) if channels_last else min(64, widest)
-    BP = min(TILE // BC, triton.next_power_of_2(P))
+    BP = min(TILE // BC, next_power_of_2(P))
     return {"CHANNELS_LAST": channels_last, "BP": BP, "BC": min(TILE // BP, widest)}

@@ -15,6 +15,7 @@ from .._fallback import or_else
 from .._launch import launch
 from .._layout import dense_like, is_channels_last, memory_format, sample_stride, small
 from .._operators import opaque
+from .._tuning import cdiv
 from ..modulation.epilogue import STEPS, tile
 from . import formulas
 
@@ -150,7 +151,7 @@ def forward(x: Tensor, scale: Tensor, shift: Tensor, act: str, up: int, z: Tenso
     y = torch.empty([N, C, H * up, W * up], dtype=x.dtype, device=x.device, memory_format=memory_format(x))
     t = tile(C, H * W, is_channels_last(x))
     launch(
-        _forward, N * triton.cdiv(H * W, t["BP"]) * triton.cdiv(C, t["BC"]),
+        _forward, N * cdiv(H * W, t["BP"]) * cdiv(C, t["BC"]),
         x, z, *small(scale, shift), y, C // group(C), H * W, W * up,
         sample_stride(scale), sample_stride(shift), act == "relu", up, group(C), *t.values(),
     )  # fmt: skip
@@ -171,14 +172,14 @@ def backward(
     N, C, H, W = x.shape
     x = dense_like(x, x)
     t = tile(C, H * W, is_channels_last(x))
-    chunks = triton.cdiv(H * W, t["BP"] * STEPS)
+    chunks = cdiv(H * W, t["BP"] * STEPS)
     dx = torch.empty_like(x) if of_x else None
     dscale, dshift = (
         torch.empty([N, chunks, C], dtype=torch.float32, device=x.device) if wanted else None
         for wanted in (of_scale, of_shift)
     )
     launch(
-        _backward, N * chunks * triton.cdiv(C, t["BC"]),
+        _backward, N * chunks * cdiv(C, t["BC"]),
         dense_like(dy, x), x, *small(scale, shift), dx, dscale, dshift, C // group(C), H * W, W * up,
         sample_stride(scale), sample_stride(shift), act == "relu", up, scaled, group(C), *t.values(), STEPS,
     )  # fmt: skip

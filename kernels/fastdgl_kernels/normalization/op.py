@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from .._dispatch import dispatch
-from .._operators import door
+from .._operators import Function, door
 from ..modulation.algebra import Dot, Scale
 from ..resampling.op import check_image, check_kind
 from . import reference

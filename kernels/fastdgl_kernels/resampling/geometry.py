@@ -5,7 +5,10 @@ Pairs are (x, y): width first, as everywhere in upfirdn2d. Paddings are (x0, x1,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import index
+
+from .._tuning import kept
 
 Pair = tuple[int, int]
 Padding = tuple[int, int, int, int]
@@ -29,6 +32,19 @@ class Resample:
     flip_filter: bool = False
     gain: float = 1.0
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.up, self.down, self.padding, self.flip_filter, self.gain))
+
+    @cached_property
+    def is_common(self) -> bool:
+        """Whether the factors are those of a network: one for both axes, 2 at most, up or down."""
+        (ux, uy), (dx, dy) = self.up, self.down
+        return ux == uy and dx == dy and (ux, dx) in ((1, 1), (2, 1), (1, 2))
+
     def output_size(self, size: Pair, taps: Pair) -> Pair:
         """Width and height of what comes of an image of `size`; not positive where nothing does."""
         x0, x1, y0, y1 = self.padding
@@ -36,6 +52,7 @@ class Resample:
         height = (size[1] * self.up[1] + y0 + y1 - taps[1]) // self.down[1] + 1
         return width, height
 
+    @kept
     def adjoint(self, size: Pair, taps: Pair) -> "Resample":
         """The transposed map, which takes the gradient of the output to the gradient of the input.
 

@@ -8,19 +8,21 @@ so that inserted zeros are never touched.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+from weakref import ReferenceType, ref
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .._fallback import or_else
 from .._launch import launch
-from .._layout import is_channels_last, memory_format, sample_stride, small
+from .._layout import format_of, is_channels_last, memory_format, sample_stride, small
 from .._operators import opaque
-from .._tuning import architecture, tuned
+from .._tuning import architecture, cdiv, kept, next_power_of_2, tuned
 from . import formulas
 from .geometry import Pair, Resample
 from .kept import version
@@ -255,6 +257,9 @@ def upfirdn2d_kernel(
     tl.store(y + c * y_c + oy * y_h + ox * y_w, (v * scale).to(y.dtype.element_ty), mask=there)
 
 
+_NO_TAIL = Tail()
+
+
 def empty_output(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
     """Room for `upfirdn2d` of these."""
     size = resample.output_size((x.shape[3], x.shape[2]), (1, 1) if f is None else (f.shape[-1], f.shape[0]))
@@ -266,8 +271,9 @@ def empty_output(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
 def upfirdn2d(x: Tensor, f: Tensor | None, resample: Resample, tail: Tail | None = None) -> Tensor:
     """Insert zeros, pad or crop, filter, decimate; `[N, C, H', W']` in the memory format of x."""
     x, factors = x.resolve_neg(), _factors(f)
-    if fits(x, factors, resample) and (tail is None or is_channels_last(x)):
-        return _separable(x, *factors, resample, tail or Tail(), tail is not None)
+    found = _found(x, factors, resample)
+    if found is not None and (tail is None or found.layout == torch.channels_last):
+        return _separable(x, *factors, found, resample, tail)
     if tail is not None:
         raise NotImplementedError("only images that are channels last, and that `fits`, have a tail")
     f = torch.ones([1, 1], dtype=torch.float32, device=x.device) if f is None else small(f.float())[0]
@@ -282,38 +288,73 @@ def upfirdn2d(x: Tensor, f: Tensor | None, resample: Resample, tail: Tail | None
 
 def fits(x: Tensor, factors: tuple[Tensor, Tensor] | None, resample: Resample) -> bool:
     """Whether the kernel for dense images can do it: nearly all there is in a network."""
-    (ux, uy), (dx, dy) = resample.up, resample.down
-    return (
-        factors is not None
-        and (not is_channels_last(x) or x.shape[1] % 8 == 0)
-        and x.is_contiguous(memory_format=memory_format(x))
-        and ux == uy
-        and dx == dy
-        and (ux, dx) in ((1, 1), (2, 1), (1, 2))
-        and all(3 <= len(taps) <= 12 for taps in factors)
-    )
+    return _found(x, factors, resample) is not None
 
 
-def _separable(x: Tensor, fx: Tensor, fy: Tensor, resample: Resample, tail: Tail, has_tail: bool) -> Tensor:
-    N, C, H, W = x.shape
-    OW, OH = resample.output_size((W, H), (len(fx), len(fy)))
-    y = torch.empty([N, C, OH, OW], dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    channels_last = is_channels_last(x)
-    group = 8 if channels_last else 1
-    taps = max(len(fx), len(fy))
-    factors = resample.up[0], resample.down[0]
-    tile = separable_tile(architecture(x.device), x.element_size(), C, (OW, OH), *factors, taps, channels_last)
-    demod, noise, bias = small(tail.demod, tail.noise, tail.bias)
+def _found(x: Tensor, factors: tuple[Tensor, Tensor] | None, resample: Resample) -> "Separable | None":
+    """Return the launch of the kernel for dense images; None where it does not fit."""
+    if factors is None or not resample.is_common:
+        return None
+    taps = factors[0].shape[0], factors[1].shape[0]
+    entry = tuned(_ENTRIES[resample.up[0], resample.down[0], taps[0] <= 4 and taps[1] <= 4], architecture(x.device))
+    return _separable_launch(x.shape, x.stride(), x.element_size(), resample, taps, entry)
+
+
+def _separable(x: Tensor, fx: Tensor, fy: Tensor, found: "Separable", resample: Resample, tail: Tail | None) -> Tensor:
+    has_tail, tail = tail is not None, tail or _NO_TAIL
+    y = torch.empty(found.size, dtype=x.dtype, device=x.device, memory_format=found.layout)
+    demod, noise, bias = small(tail.demod, tail.noise, tail.bias) if has_tail else (None, None, None)
     launch(
-        separable_kernel, N * tile.programs(C, OW, OH),
-        x, fx, fy, y, demod, noise, bias, sample_stride(noise), H, W, C // group, OH, OW,
+        separable_kernel, found.programs,
+        x, fx, fy, y, demod, noise, bias, sample_stride(noise), *found.sizes,
         resample.gain, tail.alpha, tail.gain, tail.clamp or 0.0,
-        *factors, resample.padding[0], resample.padding[2],
-        len(fx), len(fy), resample.flip_filter, has_tail, tail.clamp is not None, group, channels_last,
-        tile.slots, tile.rows, tile.steps, tile.cols, tile.channels,
-        num_warps=tile.warps,
+        *found.map, has_tail, tail.clamp is not None, *found.cut,
+        num_warps=found.warps,
     )  # fmt: skip
     return y
+
+
+class Separable(NamedTuple):
+    """A launch of `separable_kernel`, less its tensors and numbers.
+
+    Args:
+        size: Shape of the output.
+        layout: Memory format of input and output.
+        programs: Of the grid.
+        sizes, map, cut: Arguments of the kernel: H to OH, UP to FLIP, GROUP to CHANNELS.
+        warps: Of a program.
+    """
+
+    size: tuple[int, int, int, int]
+    layout: torch.memory_format
+    programs: int
+    sizes: tuple
+    map: tuple
+    cut: tuple
+    warps: int
+
+
+@kept
+def _separable_launch(
+    shape: torch.Size, stride: tuple[int, ...], element: int, resample: Resample, taps: Pair, entry: tuple[int, ...]
+) -> Separable | None:
+    """Return the launch for images of a shape and strides, by an entry of the table; None where the kernel does not fit."""
+    (N, C, H, W), layout = shape, format_of(shape, stride)
+    channels_last = layout == torch.channels_last
+    if layout is None or channels_last and C % 8 or not all(3 <= n <= 12 for n in taps):
+        return None
+    OW, OH = resample.output_size((W, H), taps)
+    group = 8 if channels_last else 1
+    tile = _separable_tile(entry, element, C, (OW, OH), max(taps), channels_last)
+    return Separable(
+        (N, C, OH, OW),
+        layout,
+        N * tile.programs(C, OW, OH),
+        (H, W, C // group, OH, OW),
+        (resample.up[0], resample.down[0], resample.padding[0], resample.padding[2], *taps, resample.flip_filter),
+        (group, channels_last, tile.slots, tile.rows, tile.steps, tile.cols, tile.channels),
+        tile.warps,
+    )
 
 
 @dataclass(frozen=True)
@@ -329,8 +370,8 @@ class Tile:
 
     def programs(self, C: int, OW: int, OH: int) -> int:
         """Of one image."""
-        across = triton.cdiv(C, self.channels) * triton.cdiv(OW, self.slots * self.cols)
-        return across * triton.cdiv(OH, self.rows * self.steps)
+        across = cdiv(C, self.channels) * cdiv(OW, self.slots * self.cols)
+        return across * cdiv(OH, self.rows * self.steps)
 
 
 def separable_tile(
@@ -340,9 +381,21 @@ def separable_tile(
 
     Sizes of a network are powers of two, and one more: the tile is cut so that little of it hangs over.
     """
-    OW, OH = size
-    slots, rows, steps, elements, warps = tuned(f"upfirdn2d_up{up}_down{down}_{4 if taps <= 4 else 12}", arch)
-    widest, columns = triton.next_power_of_2(C), triton.next_power_of_2(triton.cdiv(OW, slots))
+    entry = tuned(_ENTRIES[up, down, taps <= 4], arch)
+    return _separable_tile(entry, element, C, size, taps, channels_last)
+
+
+_ENTRIES = {
+    (up, down, few): f"upfirdn2d_up{up}_down{down}_{4 if few else 12}"
+    for up, down in ((1, 1), (2, 1), (1, 2))
+    for few in (True, False)
+}
+
+
+def _separable_tile(entry: tuple[int, ...], element: int, C: int, size: Pair, taps: int, channels_last: bool) -> Tile:
+    """The same, by an entry of the table."""
+    (OW, OH), (slots, rows, steps, elements, warps) = size, entry
+    widest, columns = next_power_of_2(C), next_power_of_2(cdiv(OW, slots))
     # of what is contiguous in memory, whole lines
     if channels_last:
         # a thread holds 16 bytes of a row
@@ -356,11 +409,11 @@ def separable_tile(
 
     def area(shape: Pair) -> int:
         channels, cols = shape
-        return triton.cdiv(C, channels) * channels * triton.cdiv(OW, slots * cols) * cols
+        return cdiv(C, channels) * channels * cdiv(OW, slots * cols) * cols
 
     def height(steps: int) -> int:
         # what is read before the first output of a tile counts as well
-        return triton.cdiv(OH, rows * steps) * (rows * steps + taps - 1)
+        return cdiv(OH, rows * steps) * (rows * steps + taps - 1)
 
     channels, cols = min(shapes, key=lambda shape: (area(shape), shape))
     steps = min((s for s in (1, 2, 4, 8, 16, 32) if s <= steps), key=lambda s: (height(s), s))
@@ -375,13 +428,13 @@ def _general(x: Tensor, f: Tensor, resample: Resample, dtype: torch.dtype) -> Te
     channels_last = is_channels_last(x)
     (ux, uy), (dx, dy), (px, _, py, _) = resample.up, resample.down, resample.padding
     elements, warps = tuned("upfirdn2d", architecture(x.device))
-    vector = min(triton.next_power_of_2(C if channels_last else OW), 128)
-    lanes = min(triton.next_power_of_2(OW if channels_last else OH), max(1, elements // vector))
+    vector = min(next_power_of_2(C if channels_last else OW), 128)
+    lanes = min(next_power_of_2(OW if channels_last else OH), max(1, elements // vector))
     if channels_last:
-        tiles = triton.cdiv(C, vector) * triton.cdiv(OW, lanes) * OH
+        tiles = cdiv(C, vector) * cdiv(OW, lanes) * OH
     else:
-        tiles = triton.cdiv(OW, vector) * triton.cdiv(OH, lanes) * C
-    unroll = max(triton.cdiv(FW, ux), triton.cdiv(FH, uy))
+        tiles = cdiv(OW, vector) * cdiv(OH, lanes) * C
+    unroll = max(cdiv(FW, ux), cdiv(FH, uy))
     launch(
         upfirdn2d_kernel, N * tiles,
         x, f, y, C, H, W, OH, OW, *x.stride(), *y.stride(),
@@ -394,7 +447,7 @@ def _general(x: Tensor, f: Tensor, resample: Resample, dtype: torch.dtype) -> Te
 
 def _lead(pad: int, up: int) -> Pair:
     """What to add, and to take off after dividing by `up`, so that the dividend is never negative."""
-    shift = max(0, triton.cdiv(pad - up + 1, up))
+    shift = max(0, cdiv(pad - up + 1, up))
     return shift * up - pad + up - 1, shift
 
 
@@ -403,7 +456,8 @@ def _far(x: Tensor) -> bool:
     return sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:])) >= 2**31
 
 
-_separated: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# by id: a filter, its version and its taps. An entry goes with its filter, so there are as many as there are filters
+_separated: dict[int, tuple[ReferenceType, int, tuple[Tensor, Tensor] | None]] = {}
 
 
 def _factors(f: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -413,14 +467,22 @@ def _factors(f: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """
     if f is None:
         return None
-    found = _separated.get(f)
-    if found is None or found[0] != version(f):
+    number = id(f)
+    found = _separated.get(number)
+    if found is None or found[0]() is not f or found[1] != version(f):
         if f.is_cuda and torch.cuda.is_current_stream_capturing():
             return None
         # even where whoever watches PyTorch lets nothing be computed (see `warm_up`)
         with _disable_current_modes():
-            found = _separated[f] = (version(f), _separate(f))
-    return found[1]
+            found = _separated[number] = (ref(f, partial(_let_go, number)), version(f), _separate(f))
+    return found[2]
+
+
+def _let_go(number: int, reference: ReferenceType) -> None:
+    """Drop the taps of a filter that is gone, unless another one has its number by now."""
+    found = _separated.get(number)
+    if found is not None and found[0] is reference:
+        _separated.pop(number, None)
 
 
 def _separate(f: Tensor) -> tuple[Tensor, Tensor] | None:

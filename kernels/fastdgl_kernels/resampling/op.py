@@ -1,14 +1,15 @@
 """The public doors of resampling: arguments are checked and completed here. And the derivative over the kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from .._dispatch import dispatch
-from .._layout import memory_format
-from .._operators import check_tensor, door
+from .._layout import format_of
+from .._operators import Function, check_tensor, door
+from .._plans import Plans, hashable
+from .._tuning import kept
 from . import geometry, reference
 from .geometry import Pair, Resample, parse_padding, parse_scaling
 from .kept import keep_filter
@@ -93,6 +94,22 @@ def upfirdn2d(
 
     Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020.
     """
+    tensors, numbers = (x, f), (hashable(up), hashable(down), hashable(padding), flip_filter, gain, needs_grad(f))
+    key, plan = _plans.find(impl, tensors, numbers)
+    if plan is None:
+        plan = _plans.keep(key, _plan(x, f, up, down, padding, flip_filter, gain, impl), impl, x.device, numbers)
+    run, resample = plan
+    return run(x, f, resample)
+
+
+_plans = Plans()
+
+
+def _plan(
+    x: Tensor, f: Tensor | None, up: int | Sequence[int], down: int | Sequence[int], padding: int | Sequence[int],
+    flip_filter: bool, gain: float, impl: str | None,
+) -> tuple[Callable[..., Tensor], Resample]:  # fmt: skip
+    """Return what computes `upfirdn2d`, and its arguments as it takes them, which are checked here."""
     check_image(x)
     check_filter(f, x)
     resample = Resample(
@@ -101,12 +118,15 @@ def upfirdn2d(
     check_output(x.shape, filter_size(f), resample)
     (ux, uy), (dx, dy) = resample.up, resample.down
     kind = f"up{ux}x{uy} down{dx}x{dy}"
-    run = dispatch(x, impl, kind=kind, enlarged=ux * uy, triton=_triton, reference=reference.upfirdn2d)
-    return run(x, f, resample)
+    return dispatch(x, impl, kind=kind, enlarged=ux * uy, triton=_triton, reference=reference.upfirdn2d), resample
 
 
 def _triton(x: Tensor, f: Tensor | None, resample: Resample) -> Tensor:
-    return _Upfirdn2d.apply(x, f, resample)
+    if torch.is_grad_enabled():
+        return _Upfirdn2d.apply(x, f, resample)
+    from . import kernel
+
+    return kernel.upfirdn2d(x, f, resample)
 
 
 class _Upfirdn2d(Function):
@@ -116,16 +136,30 @@ class _Upfirdn2d(Function):
     def forward(ctx, x, f, resample):
         from . import kernel
 
-        size, ctx.memory_format = (x.shape[3], x.shape[2]), memory_format(x)
-        ctx.filter = keep_filter(f)
-        ctx.adjoint = resample.adjoint(size, filter_size(f))
+        ctx.filter, ctx.resample = keep_filter(f), resample
+        ctx.shape, ctx.stride = x.shape, x.stride()
         return kernel.upfirdn2d(x, f, resample)
 
     @staticmethod
     def backward(ctx, dy):
         f = ctx.filter.get()
+        adjoint = ctx.resample.adjoint((ctx.shape[3], ctx.shape[2]), filter_size(f))
         # it may come without strides, as from a sum
-        return _Upfirdn2d.apply(dy.contiguous(memory_format=ctx.memory_format), f, ctx.adjoint), None, None
+        dy = dy.contiguous(memory_format=_format(ctx.shape, ctx.stride))
+        if torch.is_grad_enabled():
+            return _Upfirdn2d.apply(dy, f, adjoint), None, None
+        from . import kernel
+
+        return kernel.upfirdn2d(dy, f, adjoint), None, None
+
+
+@kept
+def _format(shape: torch.Size, stride: tuple[int, ...]) -> torch.memory_format:
+    """Return the memory format of the gradient of images of a shape and strides: `memory_format` of the images."""
+    layout = format_of(shape, stride)
+    if layout is None:
+        layout = torch.channels_last if stride[1] == 1 else torch.contiguous_format
+    return layout
 
 
 def filter2d(
@@ -203,6 +237,11 @@ def check_filter(f: Tensor | None, x: Tensor, name: str = "f") -> None:
         raise ValueError(f"{name} must not require a gradient: there is none with respect to a filter")
     if f.device != x.device:
         raise ValueError(f"{name} must be on the device of x: expected {x.device}, got {f.device}")
+
+
+def needs_grad(f) -> bool:
+    """Return whether a filter takes gradients, for which `check_filter` rejects it; plans go by it."""
+    return f is not None and getattr(f, "requires_grad", False)
 
 
 def check_kind(x: Tensor, t: Tensor, name: str) -> None:

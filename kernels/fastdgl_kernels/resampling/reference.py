@@ -7,10 +7,10 @@ each channel a convolution with a kernel as large as the image. `_Filtered` leav
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 
 from .._layout import memory_format
-from .._operators import without_autocast
+from .._operators import Function, without_autocast
 from .geometry import Padding, Pair, Resample
 
 
