@@ -1,4 +1,4 @@
-"""What counted kernels would take on a named GPU, by its roofline: a prediction, not a measurement."""
+"""Predict how long the counted kernels take on a named GPU, by its roofline: nothing is measured."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -66,7 +66,7 @@ def failure(operator: str, device: torch.device) -> str | None:
 
 
 def failed_operators() -> tuple | None:
-    """Return the operators and devices that have a failure; None if there is none."""
+    """Return the operators and devices that have failed, or None."""
     return tuple(_failures) if _failures else None
 
 

@@ -53,7 +53,7 @@ def format_of(shape: torch.Size, stride: tuple[int, ...]) -> torch.memory_format
 
 
 def _follows(shape: torch.Size, stride: tuple[int, ...], order: tuple[int, ...]) -> bool:
-    """Whether elements are next to one another, the dimensions from the innermost on being in this order."""
+    """Return whether elements are next to one another, with the dimensions in this order from the innermost on."""
     step = 1
     for i in order:
         if shape[i] != 1 and stride[i] != step:

@@ -62,7 +62,8 @@ def door(function: Callable) -> Callable:
     signature = inspect.signature(function)
     parameters, name = signature.parameters.values(), function.__name__
     _library.define(f"{name}({', '.join(map(_declared, parameters))}) -> Tensor")
-    _library.impl(name, _without_autocast(function), "CompositeImplicitAutograd")
+    aside = _without_autocast(function)
+    _library.impl(name, aside, "CompositeImplicitAutograd")
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     @wraps(function)
@@ -74,16 +75,16 @@ def door(function: Callable) -> Callable:
             note(name, signature.bind(*arguments, **keywords).arguments)
         return function(*arguments, **keywords) if not _is_autocast_on() else aside(*arguments, **keywords)
 
-    aside = _without_autocast(function)
     return enter
 
 
 def _is_autocast_on() -> bool:
+    """Return whether autocast is on for any kind of device."""
     return torch._C._is_any_autocast_enabled()
 
 
 def _without_autocast(function: Callable) -> Callable:
-    """The function where autocast leaves the dtypes of its first tensor's device alone."""
+    """Return the function with autocast off for the device of its first tensor."""
 
     def aside(*arguments, **keywords):
         x = next((t for t in (*arguments, *keywords.values()) if isinstance(t, Tensor)), None)
@@ -122,7 +123,7 @@ def is_wrapped(t: Tensor | None) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Return a context in which autocast leaves dtypes alone: an operator's caller has chosen them."""
-    if not torch._C._is_any_autocast_enabled():
+    if not _is_autocast_on():
         return _nothing
     kind = device.type
     # torch.autocast raises for devices that have none, such as "meta"; where it is off, an exported program needs no word of it

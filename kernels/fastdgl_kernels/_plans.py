@@ -35,7 +35,7 @@ class Plans:
         return len(self._plans)
 
     def find(self, impl: str | None, tensors: Sequence[Tensor | None], numbers: tuple) -> tuple[tuple | None, Any]:
-        """Return the key of a call, and its plan; None for a call that can have none, and where there is none yet.
+        """Return the key of a call and its plan. The key is None for a call that has no plan, the plan where none is kept.
 
         Args:
             impl: The caller's wish, or None.

@@ -74,7 +74,7 @@ def changes(module: ModuleType, has: dict, attend: Callable[[ModuleType], None])
 
 
 def _libraries(module: ModuleType, has: dict) -> Iterator[Change]:
-    """What PyTorch and torchvision reject today of what hosts pass them."""
+    """Yield the changes by which PyTorch and torchvision accept what they reject today."""
     for kind, name, make, by in libraries.CHANGES.get(module.__name__, ()):
         owner = module if kind is None else has.get(kind)
         if kind is None and isinstance(has.get(name), FunctionType) or isinstance(owner, type):

@@ -226,7 +226,7 @@ def _arrangement(w: Tensor, spec: Spec, asked: str) -> Arrangement:
 
 
 def _own(arrangement: Arrangement, x: Tensor, w: Tensor, f: Tensor | None) -> tuple[Plan, str | None]:
-    """Return the plan by kernels of our own, and None; where there are none for it, the plan and the reason."""
+    """Return the plan by kernels of our own and None, or, where no such kernel exists, a plan and the reason."""
     N, I, H, W = map(int, x.shape)
     O, I_of_group, kh, kw = map(int, w.shape)
     if arrangement.rest is not None:

@@ -207,7 +207,7 @@ def _chosen(
     demodulate: bool,
     impl: str | None,
 ) -> tuple[Callable[..., Tensor], tuple]:
-    """What computes the layer, `run` or the `definition`, and how: its arguments after the tensors."""
+    """Return what computes the layer, `run` or the `definition`, and its arguments after the tensors."""
     kind = _kind(weight, noise, spec, demodulate)
     of_others = partial(remark, x, weight, f, spec)
     chosen = dispatch(

@@ -41,7 +41,7 @@ class Resample:
 
     @cached_property
     def is_common(self) -> bool:
-        """Whether the factors are those of a network: one for both axes, 2 at most, up or down."""
+        """Return whether a network uses these factors: one for both axes, 2 at most, up or down."""
         (ux, uy), (dx, dy) = self.up, self.down
         return ux == uy and dx == dy and (ux, dx) in ((1, 1), (2, 1), (1, 2))
 
