@@ -81,7 +81,7 @@ def images(folder, classes, vectors=False):
     for i in range(8):
         path = folder / (classes[i % len(classes)] if classes else "") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((32, 32), 30 * i, np.uint8)).save(path)
+        Image.fromarray(np.full((8, 8), 30 * i, np.uint8)).save(path)
     if vectors:
         labels = [[f"{i}.png", [i / 8, 1 - i / 8]] for i in range(8)]
         (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
@@ -95,7 +95,7 @@ def config(folder, path, **changes):
 
 def test_a_run_says_what_a_person_decides_by(run):
     _, folder, output = run
-    assert "images    8 of 32x32x1, each also mirrored, 2 classes (cats, dogs)" in output
+    assert "images    8 of 8x8x1, each also mirrored, 2 classes (cats, dogs)" in output
     assert "R1        gamma 0.1 (loss.r1_gamma)" in output and "8 images of D and 8 of G at once on each rank" in output
     options = json.loads((folder / "training_options.json").read_text())
     assert options["effective_r1_gamma"] == 0.1 and options["images_per_micro_batch"] == {"G": 8, "D": 8}

@@ -112,7 +112,7 @@ def overflow_for_long(run) -> None:
         before = training.networks()
         for _ in range(40):
             with steps.learning(D.module):
-                D.backward(D.module(training.latents.normal([4, 1, 32, 32]) * float("nan"), training.latents.classes(4)).mean())
+                D.backward(D.module(training.latents.normal([4, 1, 8, 8]) * float("nan"), training.latents.classes(4)).mean())
                 D.step()
         assert D.skipped_steps == 40 and same(before, training.networks())
     end_run()
@@ -134,7 +134,7 @@ def diverge_on_one_rank(run) -> None:
 
     before = student.gan.D.state_dict()
     with steps.learning(student.gan.D.module):
-        x = training.latents.normal([4, 1, 32, 32]) * (float("nan") if run.rank == 1 else 1)
+        x = training.latents.normal([4, 1, 8, 8]) * (float("nan") if run.rank == 1 else 1)
         student.gan.D.backward(student.gan.D.module(x, training.latents.classes(4)).mean())
         student.gan.D.step()
     # the host does not wait for the GPU to look for it: the parameters are looked at when the tick ends, before anything is saved

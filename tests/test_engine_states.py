@@ -46,7 +46,7 @@ class Training:
 
         steps.generator_step(gan, self.latents, loss, N, 0, ignore)
         steps.path_length_step(gan, self.latents, loss, N, ignore)
-        real, real_c = self.latents.normal([N, 1, 32, 32]), self.latents.classes(N)
+        real, real_c = self.latents.normal([N, 1, 8, 8]), self.latents.classes(N)
         steps.discriminator_step(gan, real, real_c, self.latents, loss, ignore)
         steps.r1_step(gan, real, real_c, loss, self.config.r1_gamma, ignore)
 

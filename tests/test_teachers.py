@@ -24,7 +24,7 @@ from fastdgl.teachers import check_teachers, teacher_scores
 from ranks import on_ranks
 from test_engine_states import ENGINES, allow_fp16
 from tiny_networks import STYLEGAN2
-from tiny_runs import TINY, dump, networks, refusal, same, statistics, train
+from tiny_runs import DIGITS, TINY, dump, networks, refusal, same, statistics, train
 
 CPU = torch.device("cpu")
 
@@ -218,7 +218,7 @@ def test_other_codebases_take_the_last_discriminator_and_are_told(tmp_path):
 @pytest.fixture(scope="module")
 def opposed(decayed, tmp_path_factory):
     """Two teachers that differ in the sign of their logits: one that scores real images higher than its own fakes, and one lower."""
-    folder, dataset = tmp_path_factory.mktemp("opposed"), ImageDataset("digits", labels=True)
+    folder, dataset = tmp_path_factory.mktemp("opposed"), ImageDataset(DIGITS, labels=True)
     snapshot = open_snapshot(decayed)
     states = {name: snapshot.state_dict(name) for name in ("G", "G_ema", "D")}
     header = {"family": snapshot.family, "seen": 0, "classes": snapshot.class_names, **snapshot.arguments}
@@ -238,7 +238,7 @@ def config_with(path: Path, **teacher) -> configs.Config:
 
 def test_a_teacher_that_tells_real_from_fake_is_taken(opposed):
     path, scores = opposed[True]
-    dataset, before = ImageDataset("digits", labels=True), torch.random.get_rng_state()
+    dataset, before = ImageDataset(DIGITS, labels=True), torch.random.get_rng_state()
     found, = check_teachers(config_with(path), dataset, CPU)
     assert (found.real, found.fake, found.name) == (scores.real, scores.fake, "D") and found.real > found.fake
     assert "holds no averaged discriminator: its last one teaches" in found.note
@@ -248,7 +248,7 @@ def test_a_teacher_that_tells_real_from_fake_is_taken(opposed):
 
 def test_a_frozen_teacher_that_cannot_is_rejected_and_a_learning_one_is_not(opposed):
     path, scores = opposed[False]
-    dataset = ImageDataset("digits", labels=True)
+    dataset = ImageDataset(DIGITS, labels=True)
     with pytest.raises(CheckpointError, match=r"guidance.teachers.0: .* scores real images .*, its own fakes .*, and so cannot tell them apart; expected"):
         check_teachers(config_with(path), dataset, CPU)
     for settings in ({"check": "warn"}, {"mode": "updated"}):
@@ -258,7 +258,7 @@ def test_a_frozen_teacher_that_cannot_is_rejected_and_a_learning_one_is_not(oppo
 
 def test_scores_are_those_of_the_images_and_the_averaged_generator(opposed):
     path, scores = opposed[True]
-    dataset, snapshot = ImageDataset("digits", labels=True), open_snapshot(path)
+    dataset, snapshot = ImageDataset(DIGITS, labels=True), open_snapshot(path)
     D, G = snapshot.network("D"), snapshot.network("G_ema")
     items = [dataset[i] for i in torch.linspace(0, len(dataset) - 1, 64, dtype=torch.float64).long().tolist()]
     real = torch.stack([torch.from_numpy(image) for image, _ in items]).float() / 127.5 - 1

@@ -22,14 +22,17 @@ from fastdgl import ema, samples
 from fastdgl.checkpoints import open_snapshot
 from fastdgl.train import main
 
-from ranks import ROOT, free_port
+from ranks import ROOT, finish, fork, free_port
 
 SCRIPT = ROOT / "fastdgl" / "train.py"
 
+# 20 of each digit at 8x8: what a run costs here is its layers and the files it opens
+DIGITS = str(ROOT / "tests" / "golden" / "digits8.zip")
+
 TINY = {
     "name": "tiny",
-    "images": {"path": "digits", "workers": 0},
-    "model": {"resolution": 32, "channels": 1, "conditional": True, "z_dim": 8, "w_dim": 8, "mapping_layers": 2,
+    "images": {"path": DIGITS, "workers": 0},
+    "model": {"resolution": 8, "channels": 1, "conditional": True, "z_dim": 8, "w_dim": 8, "mapping_layers": 2,
               "channel_base": 128, "channel_max": 8, "num_fp16_res": 0},
     "loss": {"r1_gamma": 0.1, "r1_interval": 4, "path_length_interval": 2},
     "train": {"batch": 8, "kimg": 0.048, "tick_kimg": 0.024, "ema_kimg": 0.05},
@@ -56,6 +59,11 @@ def invoke(*arguments) -> Result:
 
     with patch.object(samples, "grid_shape", small):
         return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def train_apart(*arguments) -> None:
+    """As `train`, in a process of its own, which DeepSpeed leaves its marks on."""
+    finish([fork(train, *map(str, arguments))])
 
 
 def train(*arguments) -> str:
